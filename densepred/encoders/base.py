@@ -1,0 +1,75 @@
+"""What every encoder promises."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from densepred.errors import ConfigurationError
+from densepred.features import FeatureSpec
+from densepred.recipe import Recorded
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Encoder(Recorded, nn.Module, ABC):
+    """Turns an image into maps and describes them.
+
+    Normalisation belongs to the encoder, because it goes with its weights: `mean` and `std` (of an image in [0, 1])
+    are buffers, `forward` takes raw images, and subclasses call `normalise` first.
+
+    Args:
+        in_channels: Channels of the image.
+        mean: One number a channel; of the ImageNet weights by default, repeated over the channels where there are
+            more or fewer than three.
+        std: As `mean`.
+
+    Attributes:
+        spec: Channels and strides of the maps, finest first.
+        multiple: Image sizes should be multiples of it (default: the coarsest stride); the network pads to it. 1 where
+            an encoder follows a paper's own sizes.
+
+    Shape:
+        image: (B, in_channels, H, W), uint8 in 0..255 or floating point in [0, 1].
+        returns: a list of maps (B, C_i, about H / s_i, about W / s_i), finest first.
+    """
+
+    spec: FeatureSpec
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, in_channels: int = 3, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+    ) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        for name, given, default in (("mean", mean, IMAGENET_MEAN), ("std", std, IMAGENET_STD)):
+            values = tuple(given) if given is not None else tuple(default[i % 3] for i in range(in_channels))
+            if len(values) != in_channels:
+                raise ConfigurationError(
+                    f"{type(self).__name__}: {name} has {len(values)} numbers, the image has {in_channels} channels. "
+                    f"Give {in_channels} numbers."
+                )
+            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1))
+
+    @property
+    def multiple(self) -> int:
+        """Image sizes should be multiples of it."""
+        return self.spec.strides[-1]
+
+    def normalise(self, image: Tensor) -> Tensor:
+        """A raw image, uint8 or float in [0, 1], to zero mean and unit variance under the weights' statistics."""
+        if image.shape[1] != self.in_channels:
+            raise ConfigurationError(
+                f"{type(self).__name__} was built for {self.in_channels} channels, the image has {image.shape[1]} "
+                f"(shape {tuple(image.shape)}). Set encoder.in_channels to {image.shape[1]}."
+            )
+        if not image.is_floating_point():
+            image = image.to(self.mean.dtype) / 255
+        return (image - self.mean) / self.std
+
+    @abstractmethod
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """A raw image to maps, finest first."""

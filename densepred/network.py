@@ -1,0 +1,101 @@
+"""Encoder and decoders joined: a plain nn.Module, exportable, without Lightning."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from densepred.decoders.base import DecoderFactory
+from densepred.encoders.base import Encoder
+from densepred.errors import ConfigurationError
+from densepred.features import FeatureSpec
+from densepred.sample import Kind, pad_planes
+
+AUXILIARY = "auxiliary"
+
+
+class DenseNetwork(nn.Module):
+    """An encoder and a decoder for each task.
+
+    Cell i of a map of stride s covers pixels [s*i, s*(i+1)). The image is therefore padded right and bottom (by
+    replication) to the encoder's `multiple`; planes cover the padded image exactly, and what is upsampled from them is
+    cropped to the image.
+
+    Args:
+        encoder: Turns the image into maps.
+        decoder: Builds a decoder from the encoder's spec and a number of planes.
+        out_channels: Number of planes of each task, by name.
+        share_decoder: One decoder for all tasks, its planes split between them, instead of one each.
+        auxiliary: Builds a second decoder for each task on all maps but the coarsest (PSPNet, Zhao et al. 2017,
+            arXiv:1612.01105; torchvision's `aux_classifier`). It runs in training only.
+
+    Shape:
+        image: (B, C, H, W), uint8 or floating point in [0, 1], above 32 pixels a side.
+        returns: planes (B, out_channels[task], H, W) for each task.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        decoder: DecoderFactory,
+        out_channels: dict[str, int],
+        share_decoder: bool = False,
+        auxiliary: DecoderFactory | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.out_channels = dict(out_channels)
+        self.share_decoder = share_decoder
+        self.decoders = self._build(decoder, encoder.spec)
+        self.auxiliary_decoders: nn.ModuleDict | None = None
+        if auxiliary is not None:
+            channels, strides = encoder.spec.channels[:-1], encoder.spec.strides[:-1]
+            if not channels:
+                raise ConfigurationError(
+                    f"auxiliary: {type(encoder).__name__} yields a single map, so none is left for an auxiliary "
+                    "decoder, which sees all but the coarsest. Leave `auxiliary` out."
+                )
+            self.auxiliary_decoders = self._build(auxiliary, FeatureSpec(channels, strides))
+
+    def _build(self, decoder: DecoderFactory, spec: FeatureSpec) -> nn.ModuleDict:
+        if self.share_decoder:
+            return nn.ModuleDict({"shared": decoder(spec, sum(self.out_channels.values()))})
+        return nn.ModuleDict({name: decoder(spec, channels) for name, channels in self.out_channels.items()})
+
+    def _decode(self, decoders: nn.ModuleDict, features: list[Tensor]) -> dict[str, Tensor]:
+        if self.share_decoder:
+            planes = decoders["shared"](features).split(list(self.out_channels.values()), dim=1)
+            return dict(zip(self.out_channels, planes, strict=True))
+        return {name: decoders[name](features) for name in self.out_channels}
+
+    def planes(self, image: Tensor) -> dict[str, Tensor]:
+        """Raw planes at the decoder's own stride, covering the image padded to the encoder's `multiple`.
+
+        In training there are the auxiliary decoder's too, under `<task>/auxiliary`.
+        """
+        height, width = image.shape[-2:]
+        if min(height, width) <= 32 and self.encoder.multiple > 1:
+            raise ConfigurationError(
+                f"The image is {height} x {width}; encoders and decoders need more than 32 pixels a side. "
+                "Enlarge or pad the image first."
+            )
+        features = self.encoder(pad_planes(image, self.padded_size(height, width), Kind.IMAGE))
+        planes = self._decode(self.decoders, features)
+        if self.training and self.auxiliary_decoders is not None:
+            extra = self._decode(self.auxiliary_decoders, features[:-1])
+            planes |= {f"{name}/{AUXILIARY}": value for name, value in extra.items()}
+        return planes
+
+    def padded_size(self, height: int, width: int) -> tuple[int, int]:
+        """The size that planes of an image of this size cover."""
+        multiple = self.encoder.multiple
+        return -(-height // multiple) * multiple, -(-width // multiple) * multiple
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """Planes upsampled (bilinear) and cropped to the image's size."""
+        height, width = image.shape[-2:]
+        size = self.padded_size(height, width)
+        return {
+            name: F.interpolate(planes, size=size, mode="bilinear", align_corners=False)[..., :height, :width]
+            if planes.shape[-2:] != (height, width)
+            else planes
+            for name, planes in self.planes(image).items()
+        }

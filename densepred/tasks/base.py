@@ -1,0 +1,80 @@
+"""What every task promises: all that differs between labels, depth and normals."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import Metric
+
+from densepred.losses.base import Loss
+from densepred.recipe import Recorded
+
+Batch = dict[str, Any]
+
+
+class Task(Recorded, nn.Module, ABC):
+    """One thing predicted at every pixel. Owns its planes, activation, loss, metrics and picture.
+
+    *planes* are raw; `activate` makes them the *output*, which losses see; `predict` makes that the *prediction*, which
+    metrics and people see. The task's name is its key in the sample and in the network's answer, and the prefix of its
+    metrics (`val/depth/abs_rel`).
+
+    Args:
+        name: Sample key, output key and metric prefix.
+        out_channels: Number of planes.
+        loss: Takes output and target.
+        weight: Factor of its loss in the sum over tasks.
+    """
+
+    monitor: tuple[str, str]
+    """The metric by which checkpoints are chosen, and "min" or "max"."""
+    shown: tuple[str, ...] = ()
+    """Keys of the metrics that stand in the progress bar."""
+
+    def __init__(self, name: str, out_channels: int, loss: Loss, weight: float = 1.0) -> None:
+        super().__init__()
+        self.name = name
+        self.out_channels = out_channels
+        self.loss = loss
+        self.weight = weight
+
+    @abstractmethod
+    def activate(self, planes: Tensor) -> Tensor:
+        """Planes (B, out_channels, H, W) to output of the same size."""
+
+    @abstractmethod
+    def predict(self, output: Tensor) -> Tensor:
+        """Output to prediction: labels (B, H, W), metres (B, 1, H, W) or unit vectors (B, 3, H, W)."""
+
+    @abstractmethod
+    def metrics(self, stage: str) -> Metric:
+        """A metric for "val" or "test": updated with (prediction, target), computes a dict of scalars by key."""
+
+    @abstractmethod
+    def render(self, prediction: Tensor) -> Tensor:
+        """Prediction (or target) to a picture, uint8 RGB (B, 3, H, W)."""
+
+    def panel(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Pictures by caption, uint8 RGB (B, 3, H, W), drawn on one scale; a task may add an error map."""
+        return {"target": self.render(target), "prediction": self.render(prediction)}
+
+    def compute_loss(self, output: Tensor, batch: Batch) -> Tensor:
+        """Output at the image's size to a scalar."""
+        loss: Tensor = self.loss(output, batch[self.name])
+        return loss
+
+    def loss_from_planes(self, planes: Tensor, batch: Batch) -> Tensor:
+        """Planes at the decoder's own stride to a scalar; they cover exactly the batch's image."""
+        return self.compute_loss(self.activate(upsample(planes, batch["image"].shape[-2:])), batch)
+
+    def predict_from_planes(self, planes: Tensor, size: tuple[int, int]) -> Tensor:
+        """Planes at the decoder's own stride to a prediction at `size`, which they cover exactly."""
+        return self.predict(self.activate(upsample(planes, size)))
+
+
+def upsample(planes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear (cell edges aligned), in float32 so that losses and metrics are exact under autocast."""
+    if planes.shape[-2:] == tuple(size):
+        return planes.float()
+    return F.interpolate(planes.float(), size=tuple(size), mode="bilinear", align_corners=False)
