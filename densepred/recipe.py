@@ -25,7 +25,7 @@ class Recorded:
 
     init_args: dict[str, Any]
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: D102 - documented on the class
         part = super().__new__(cls)
         # bind_partial: unpickling and copying call __new__ without arguments and restore the record afterwards
         bound = inspect.signature(cls.__init__).bind_partial(part, *args, **kwargs).arguments
@@ -49,7 +49,7 @@ def recipe(value: Any, where: str = "value") -> Any:
     Raises:
         ConfigurationError: If it holds something that cannot be written down, such as a lambda.
     """
-    if value is None or isinstance(value, bool | int | float | str) and not isinstance(value, Enum):
+    if value is None or (isinstance(value, bool | int | float | str) and not isinstance(value, Enum)):
         return value
     if isinstance(value, Enum):
         return value.value

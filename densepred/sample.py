@@ -16,7 +16,7 @@ name       str                                      none
 """
 
 from enum import StrEnum
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -69,7 +69,7 @@ def valid_segmentation(labels: Array, classes: int | None = None) -> Array:
         labels: any; returns the same shape, boolean.
     """
     if str(labels.dtype).endswith("uint8"):
-        return labels != VOID
+        return cast(Array, labels != VOID)
     known = labels >= 0
     if classes is not None and classes <= VOID:
         known = known & (labels != VOID)
@@ -87,7 +87,7 @@ def valid_normals(normals: Array, axis: int = -3) -> Array:
     Shape:
         normals: (..., 3, H, W) with `axis` -3; returns (..., H, W), boolean.
     """
-    return (normals != 0).any(axis) & (abs(normals) < float("inf")).all(axis)
+    return cast(Array, (normals != 0).any(axis) & (abs(normals) < float("inf")).all(axis))
 
 
 def pad_planes(planes: Tensor, size: tuple[int, int], kind: Kind) -> Tensor:
@@ -106,7 +106,7 @@ def pad_planes(planes: Tensor, size: tuple[int, int], kind: Kind) -> Tensor:
 def pad_batch(
     batch: dict[str, Tensor | list[str]], multiple: int, kinds: dict[str, Kind] = SAMPLE_KINDS
 ) -> dict[str, Tensor | list[str]]:
-    """Pads every plane of a batch right and bottom to the next multiple, so that maps of any stride cover it exactly."""
+    """Pads every plane of a batch right and bottom to the next multiple, so that maps of any stride cover it."""
     height, width = batch["image"].shape[-2:]  # type: ignore[union-attr]
     size = (-(-height // multiple) * multiple, -(-width // multiple) * multiple)
     if size == (height, width):
