@@ -1,1 +1,35 @@
-""""""
+"""Data sets, their datamodules, and the transforms of a sample."""
+
+from typing import TYPE_CHECKING
+
+from densepred.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from densepred.data.collate import Collate as Collate
+    from densepred.data.datamodule import DenseDataModule as DenseDataModule
+    from densepred.data.dataset import DenseDataset as DenseDataset
+    from densepred.data.nyu import NYUDepthV2 as NYUDepthV2
+    from densepred.data.nyu import NYUDepthV2DataModule as NYUDepthV2DataModule
+    from densepred.data.rooms import Rooms as Rooms
+    from densepred.data.rooms import RoomsDataModule as RoomsDataModule
+    from densepred.data.sampler import EpochSampler as EpochSampler
+    from densepred.data.transforms import SampleTransforms as SampleTransforms
+    from densepred.data.voc import PascalVOC as PascalVOC
+    from densepred.data.voc import PascalVOCDataModule as PascalVOCDataModule
+
+__getattr__, __all__ = lazy_exports(
+    __name__,
+    {
+        "Collate": "collate",
+        "DenseDataModule": "datamodule",
+        "DenseDataset": "dataset",
+        "EpochSampler": "sampler",
+        "NYUDepthV2": "nyu",
+        "NYUDepthV2DataModule": "nyu",
+        "PascalVOC": "voc",
+        "PascalVOCDataModule": "voc",
+        "Rooms": "rooms",
+        "RoomsDataModule": "rooms",
+        "SampleTransforms": "transforms",
+    },
+)

@@ -1,0 +1,93 @@
+"""What every data set promises: samples by index, the same numbers for the same (seed, epoch, index)."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from densepred.errors import ConfigurationError
+from densepred.sample import SAMPLE_KINDS, Kind
+
+Raw = dict[str, Any]
+"""A sample as arrays: planes (H, W) or (H, W, C), intrinsics (3, 3), and its name."""
+Transforms = Callable[[Raw, tuple[int, ...] | None], Raw]
+"""`densepred.data.transforms.SampleTransforms` is one: sample and seed to sample."""
+
+
+class DenseDataset(Dataset[dict[str, Tensor | str]], ABC):
+    """A data set of images with something known at every pixel.
+
+    A new one writes `__len__` and `read`; one made of files also `files`, by which they are checked before the first
+    step. An index is a number, or (epoch, number) as `EpochSampler` draws it: the transforms are seeded from (seed,
+    epoch, number), whichever worker serves it.
+
+    Args:
+        transforms: Sample and seed to sample; none leaves it as read.
+        seed: Of the transforms' random numbers.
+
+    Shape:
+        returns: the sample of `densepred.sample`: image (C, H, W) uint8, labels (H, W), depth (1, H, W), normals
+            (3, H, W), intrinsics (3, 3), name.
+    """
+
+    kinds: dict[str, Kind] = SAMPLE_KINDS
+    """What kind each key of a sample is."""
+
+    def __init__(self, transforms: Transforms | None = None, seed: int = 0) -> None:
+        self.transforms = transforms
+        self.seed = seed
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of samples."""
+
+    @abstractmethod
+    def read(self, index: int) -> Raw:
+        """The sample as read or made, with no transform.
+
+        Shape:
+            image: (H, W, 3) uint8, RGB. segmentation: (H, W) uint8 or int32. depth: (H, W) float32, metres.
+            normals: (H, W, 3) float32. intrinsics: (3, 3) float32. name: its stable identity.
+        """
+
+    def files(self, index: int) -> dict[str, Path]:  # noqa: ARG002 - for those that override it
+        """The files a sample is read from, by key; none for a set that is made on the fly."""
+        return {}
+
+    def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Tensor | str]:
+        epoch, number = index if isinstance(index, tuple) else (0, index)
+        sample = self.read(number)
+        if self.transforms is not None:
+            sample = self.transforms(sample, (self.seed, epoch, number))
+        unknown = [key for key in sample if key not in self.kinds]
+        if unknown:
+            raise ConfigurationError(
+                f"{type(self).__name__}: read() gave {unknown}, whose kind is not declared. Declared are "
+                f"{sorted(self.kinds)}; add the others to `kinds` of the datamodule, such as "
+                f"kinds = SAMPLE_KINDS | {{{unknown[0]!r}: Kind.LABEL}}."
+            )
+        return {key: to_tensor(value, self.kinds[key]) for key, value in sample.items()}
+
+
+def to_tensor(value: Any, kind: Kind) -> Tensor | str:
+    """An array as the tensor that travels: channels first, contiguous, as small as it was read.
+
+    Example:
+        >>> to_tensor(np.zeros((4, 5, 3), np.uint8), Kind.IMAGE).shape
+        torch.Size([3, 4, 5])
+    """
+    if kind is Kind.NAME:
+        return str(value)
+    array = np.asarray(value)
+    if kind is Kind.LABEL:
+        return torch.from_numpy(np.ascontiguousarray(array if array.dtype == np.uint8 else array.astype(np.int32)))
+    if kind is not Kind.IMAGE or array.dtype != np.uint8:
+        array = array.astype(np.float32, copy=False)
+    if kind is not Kind.INTRINSICS:
+        array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+    return torch.from_numpy(np.ascontiguousarray(array))
