@@ -1,0 +1,160 @@
+"""DeepLab v3's decoder: atrous spatial pyramid pooling."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from densepred.blocks import ConvNormAct
+from densepred.decoders.base import Decoder
+from densepred.features import FeatureSpec
+
+
+class BatchNormOfFew(nn.BatchNorm2d):
+    """Batch norm that uses its running statistics where a channel has a single value.
+
+    One value has no variance: PyTorch refuses to normalise it in training. This happens to a globally pooled map in a
+    batch of one image. Training and evaluation then agree; the running statistics are not updated by such a batch.
+
+    Shape:
+        (B, C, H, W) -> (B, C, H, W).
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalised values."""
+        if self.training and input.shape[0] * input.shape[2] * input.shape[3] == 1:
+            return F.batch_norm(
+                input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
+        return super().forward(input)
+
+
+class ImagePooling(nn.Sequential):
+    """The map's mean over the whole image, through a 1x1 convolution, at every cell.
+
+    Shape:
+        (B, in_channels, H, W) -> (B, out_channels, H, W).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(in_channels, out_channels, 1, bias=False),
+            BatchNormOfFew(out_channels),
+            nn.ReLU(inplace=True),
+        )
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The pooled map, repeated over the input's cells."""
+        return super().forward(input).expand(-1, -1, *input.shape[-2:])
+
+
+class ASPP(nn.Module):
+    """Atrous spatial pyramid pooling: one map seen at several scales at once.
+
+    A 1x1 convolution, 3x3 convolutions of several dilations and the image's mean run side by side; a 1x1 convolution
+    fuses them.
+
+    Args:
+        in_channels: Channels of the map.
+        width: Channels of each branch and of the result.
+        dilations: Dilations of the 3x3 convolutions, in cells.
+
+    Shape:
+        (B, in_channels, H, W) -> (B, width, H, W).
+    """
+
+    def __init__(self, in_channels: int, width: int, dilations: tuple[int, ...]) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(
+            [
+                ConvNormAct(in_channels, width, 1),
+                *(ConvNormAct(in_channels, width, 3, dilation=dilation) for dilation in dilations),
+                ImagePooling(in_channels, width),
+            ]
+        )
+        self.project = ConvNormAct(len(self.branches) * width, width, 1)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """The map, seen at several scales."""
+        fused: Tensor = self.project(torch.cat([branch(feature) for branch in self.branches], dim=1))
+        return fused
+
+
+class DeepLabV3Decoder(Decoder):
+    """Atrous spatial pyramid pooling on the coarsest map, then a 1x1 convolution.
+
+    The rates are given for a map of stride 16 and scaled to the encoder's own, so that they span the same pixels: they
+    double at stride 8, as published. Meant for `output_stride` 16 or 8.
+
+    A batch of one image trains: image pooling then normalises by its running statistics (`BatchNormOfFew`), as the
+    statistics of one value do not exist.
+
+    Args:
+        spec: The encoder's maps; only the coarsest is read.
+        out_channels: Number of planes.
+        rates: Dilations of the 3x3 branches at stride 16.
+        width: Channels of each branch and after the fusion.
+        dropout: Probability of dropping an activation after the fusion.
+        refine: Add a 3x3 convolution with batch norm and ReLU before the last one (torchvision does).
+
+    Shape:
+        features: a list of (B, C_i, H_i, W_i), finest first.
+        returns: (B, out_channels, H_last, W_last).
+
+    Reference:
+        Chen, Papandreou, Schroff, Adam. Rethinking Atrous Convolution for Semantic Image Segmentation. 2017.
+        arXiv:1706.05587. Without multi-grid, which is a matter of the encoder.
+
+    Example:
+        >>> decoder = DeepLabV3Decoder(FeatureSpec((512,), (8,)), out_channels=21, width=8)
+        >>> decoder([torch.rand(2, 512, 5, 6)]).shape
+        torch.Size([2, 21, 5, 6])
+    """
+
+    def __init__(
+        self,
+        spec: FeatureSpec,
+        out_channels: int,
+        rates: tuple[int, ...] = (6, 12, 18),
+        width: int = 256,
+        dropout: float = 0.1,
+        refine: bool = False,
+    ) -> None:
+        super().__init__(spec, out_channels)
+        dilations = tuple(max(1, round(rate * 16 / spec.strides[-1])) for rate in rates)
+        self.aspp = ASPP(spec.channels[-1], width, dilations)
+        self.dropout = nn.Dropout(dropout)
+        self.refine = ConvNormAct(width, width, 3) if refine else nn.Identity()
+        self.score = nn.Conv2d(width, out_channels, 1)
+        nn.init.trunc_normal_(self.score.weight, std=0.01)
+        if self.score.bias is not None:
+            nn.init.zeros_(self.score.bias)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """Maps, finest first, to planes."""
+        planes: Tensor = self.score(self.refine(self.dropout(self.aspp(features[-1]))))
+        return planes
+
+
+class TorchvisionDeepLabV3Decoder(DeepLabV3Decoder):
+    """torchvision's `DeepLabHead`: rates 12, 24, 36 at stride 8, dropout 0.5, a further 3x3 convolution.
+
+    With `ResNetEncoder("resnet50", output_stride=8)` the network is
+    `torchvision.models.segmentation.deeplabv3_resnet50`, and with `auxiliary=TorchvisionFCNDecoder` too its auxiliary
+    classifier. `load_torchvision_segmentation` loads its weights.
+
+    Args:
+        spec: The encoder's maps; only the coarsest is read.
+        out_channels: Number of planes.
+        dropout: Probability of dropping an activation after the fusion.
+
+    Shape:
+        features: a list of (B, C_i, H_i, W_i), finest first.
+        returns: (B, out_channels, H_last, W_last).
+
+    Reference:
+        torchvision.models.segmentation.deeplabv3.DeepLabHead (the last convolution starts smaller here).
+    """
+
+    def __init__(self, spec: FeatureSpec, out_channels: int, dropout: float = 0.5) -> None:
+        super().__init__(spec, out_channels, dropout=dropout, refine=True)
