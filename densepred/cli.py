@@ -1,0 +1,68 @@
+"""The `densepred` command: a light front that imports each verb when it is used."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from densepred import __version__
+from densepred.errors import UserError
+
+TRAINER_VERBS = {
+    "fit": "train; --ckpt_path last (or best, or a file) continues a run",
+    "validate": "evaluate a checkpoint on the validation set",
+    "test": "evaluate a checkpoint on the test set",
+}
+OWN_VERBS = {"prepare": "bring a data set into the layout that densepred reads (voc, sbd, nyu)"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb; returns the exit status.
+
+    A `UserError` ends in its message alone; DENSEPRED_DEBUG=1 shows the traceback.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    # a console script lacks the working folder, where users keep their own classes
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        return _dispatch(arguments)
+    except UserError as error:
+        if os.environ.get("DENSEPRED_DEBUG"):
+            raise
+        print(f"\ndensepred: {innermost_message(error)}", file=sys.stderr)
+        return 1
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if arguments and arguments[0] in TRAINER_VERBS:
+        run: int = import_module("densepred.commands.fit").run(arguments)
+        return run
+    parser = argparse.ArgumentParser(
+        prog="densepred",
+        description="Labels, depth and surface normals at every pixel: train, evaluate, predict.",
+        epilog="densepred VERB --help tells more about each; densepred fit --help lists every option of a run.",
+    )
+    parser.add_argument("--version", action="version", version=f"densepred {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for verb, text in TRAINER_VERBS.items():
+        verbs.add_parser(verb, help=text)
+    for verb, text in OWN_VERBS.items():
+        own = verbs.add_parser(verb, help=text, description=text)
+        if verb in arguments[:1]:
+            import_module(f"densepred.commands.{verb}").add_arguments(own)
+    chosen = parser.parse_args(arguments)
+    status: int = import_module(f"densepred.commands.{chosen.verb}").run(chosen)
+    return status
+
+
+def innermost_message(error: UserError) -> str:
+    """The user's part of a message: an error from a loader's worker arrives wrapped in the worker's traceback."""
+    text = str(error)
+    marker = f"{type(error).__module__}.{type(error).__qualname__}: "
+    return text.rpartition(marker)[2].strip() if marker in text else text
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,183 @@
+"""densepred fit, validate and test: LightningCLI with densepred's defaults.
+
+The command line beats the config, and the config beats the checkpoint, learning rates included.
+"""
+
+import argparse
+import sys
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Any
+
+import pytorch_lightning as pl
+import yaml
+from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.loggers import CSVLogger
+
+from densepred.callbacks.checkpoints import WholeFileCheckpointIO, run_checkpoints
+from densepred.callbacks.panels import Panels
+from densepred.callbacks.progress import EpochProgress
+from densepred.callbacks.results import Results
+from densepred.data.datamodule import DenseDataModule
+from densepred.loggers import drop_rows_after, wandb_offline_unless_reachable, with_run_logger
+from densepred.module import DensePredictor
+from densepred.resume import checkpoint_config, find_checkpoint, read_checkpoint
+
+ROOT = "runs"
+"""Where runs go unless trainer.default_root_dir says otherwise."""
+
+
+def run(arguments: list[str]) -> int:
+    """Runs `fit`, `validate` or `test`; `arguments` starts with the verb."""
+    import_parts()
+    saved, sys.argv[1:] = sys.argv[1:], arguments  # ranks launched by Lightning repeat sys.argv
+    try:
+        DensePredCLI()
+    finally:
+        sys.argv[1:] = saved
+    return 0
+
+
+def import_parts() -> None:
+    """Imports every encoder, decoder, task, loss, dataset and callback, so that their short names work in configs."""
+    for package in ("encoders", "decoders", "tasks", "losses", "data", "callbacks"):
+        for module in iter_modules(import_module(f"densepred.{package}").__path__):
+            import_module(f"densepred.{package}.{module.name}")
+    import_module("densepred.schedules")
+
+
+class DensePredCLI(LightningCLI):
+    """LightningCLI for DensePredictor and DenseDataModule, with a run's loggers, callbacks and safe resuming."""
+
+    def __init__(self) -> None:
+        self.checkpoint: Path | None = None
+        super().__init__(
+            DensePredictor,
+            DenseDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            save_config_callback=KeepConfig,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            trainer_defaults={"default_root_dir": ROOT},
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's own, without `predict`, which densepred does itself."""
+        arguments = LightningCLI.subcommands()
+        return {verb: arguments[verb] for verb in ("fit", "validate", "test")}
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Puts a checkpoint's configuration before the user's own arguments."""
+        arguments, self.checkpoint = with_checkpoint(sys.argv[1:])
+        self.config = parser.parse_args(arguments)
+        if self.checkpoint is not None:
+            encoder = self.config[self.config.subcommand].model.init_args.encoder
+            if "weights" in encoder.get("init_args", {}):
+                encoder.init_args.weights = None  # they are in the checkpoint
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning's own would put the checkpoint's hyperparameters above the command line."""
+
+    def before_instantiate_classes(self) -> None:
+        """Weights & Biases runs offline where it cannot run online."""
+        trainer = self._get(self.config, "trainer")
+        if "wandb" in repr(trainer.get("logger")).lower():
+            message = wandb_offline_unless_reachable(trainer.default_root_dir)
+            if message:
+                print(message)
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """The trainer with the run's folder, loggers, checkpoints, panels and progress."""
+        options = self._get(self.config_init, "trainer", default={})
+        version = self._continued_version(Path(options["default_root_dir"]))
+        kwargs["logger"] = with_run_logger(options.get("logger"), options["default_root_dir"], version)
+        kwargs["plugins"] = [*_as_list(options.get("plugins")), WholeFileCheckpointIO()]
+        own = _as_list(options.get("callbacks"))
+        kwargs["callbacks"] = [*own, *self._standard_callbacks(options, own, kwargs["logger"])]
+        return super().instantiate_trainer(**kwargs)
+
+    def _standard_callbacks(self, options: Any, own: list[pl.Callback], logger: Any) -> list[pl.Callback]:
+        callbacks: list[pl.Callback] = [Panels(), Results()]
+        if options.get("enable_progress_bar") is not False:
+            callbacks.append(EpochProgress())
+        if logger is not False and self.subcommand == "fit":
+            callbacks.append(LearningRateMonitor("step"))
+        callbacks = [new for new in callbacks if not any(isinstance(old, type(new)) for old in own)]
+        if options.get("enable_checkpointing") is not False and not any(isinstance(c, ModelCheckpoint) for c in own):
+            callbacks += run_checkpoints(list(self.model.tasks))
+        return callbacks
+
+    def _continued_version(self, root: Path) -> int | None:
+        """The number of the run that the checkpoint belongs to, if it lies in `root`."""
+        if self.checkpoint is None:
+            return None
+        folder = self.checkpoint.resolve().parent.parent
+        number = folder.name.removeprefix("version_")
+        if folder.parent != root.resolve() or not number.isdigit():
+            return None
+        metrics = folder / "metrics.csv"
+        if self.subcommand == "fit" and metrics.is_file():
+            drop_rows_after(metrics, read_checkpoint(self.checkpoint)["global_step"])
+        return int(number)
+
+
+class KeepConfig(SaveConfigCallback):
+    """Writes the whole configuration to the run's folder, to the loggers and into each checkpoint."""
+
+    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Shows the whole configuration on every dashboard."""
+        plain = yaml.safe_load(self._text())
+        for logger in trainer.loggers:
+            if not isinstance(logger, CSVLogger):  # config.yaml lies beside its file already
+                logger.log_hyperparams({"config": plain})
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keeps the configuration with the weights, so that a checkpoint alone can be tested or continued."""
+        checkpoint["config"] = self._text()
+
+    def _text(self) -> str:
+        text: str = self.parser.dump(self.config, skip_none=False)
+        return text
+
+
+def with_checkpoint(arguments: list[str]) -> tuple[list[str], Path | None]:
+    """Arguments with the checkpoint found and, unless a config is given, the checkpoint's own put first."""
+    scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    scan.add_argument("--ckpt_path")
+    scan.add_argument("--config", "-c", action="append", default=[])
+    scan.add_argument("--trainer.default_root_dir", dest="root")
+    known, _ = scan.parse_known_args(arguments)
+    if not known.ckpt_path:
+        return arguments, None
+    found = find_checkpoint(known.ckpt_path, Path(known.root or _configured_root(known.config)))
+    replaced = {known.ckpt_path: str(found), f"--ckpt_path={known.ckpt_path}": f"--ckpt_path={found}"}
+    verb, *rest = [replaced.get(word, word) for word in arguments]
+    if known.config:
+        return [verb, *rest], found
+    config = checkpoint_config(found)
+    if verb != "fit":  # devices, callbacks and loggers of the training are not the evaluation's
+        config["trainer"] = {
+            k: v for k, v in config.get("trainer", {}).items() if k in ("default_root_dir", "precision")
+        }
+    return [verb, f"--config={yaml.safe_dump(config)}", *rest], found
+
+
+def _configured_root(configs: list[str]) -> str:
+    root = ROOT
+    for path in configs:
+        trainer = (yaml.safe_load(Path(path).read_text()) or {}).get("trainer") or {}
+        root = trainer.get("default_root_dir") or root
+    return root
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]

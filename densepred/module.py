@@ -1,0 +1,267 @@
+"""DensePredictor: an encoder, a decoder for each task and a list of tasks, trained together by Lightning."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from densepred.decoders.base import DecoderFactory
+from densepred.encoders.base import Encoder
+from densepred.errors import ConfigurationError
+from densepred.network import AUXILIARY, DenseNetwork
+from densepred.recipe import class_path, recipe
+from densepred.resume import keep_configured_rates
+from densepred.sample import pad_batch
+from densepred.tasks.base import Batch, Task
+
+OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
+SchedulerFactory = Callable[[Optimizer, int], LRScheduler]
+
+
+class DensePredictor(pl.LightningModule):
+    """Predicts labels, depth, normals, or any list of tasks, at every pixel of an image.
+
+    The loss is the sum over tasks of `task.weight` times the task's loss; with an auxiliary decoder, plus
+    `auxiliary_weight` times the same on its planes. Logged: `train/loss`, `train/<task>/loss`, `val/loss` and
+    `val/<task>/<metric>` (`test/...` likewise).
+
+    Args:
+        encoder: Turns the image into maps.
+        decoder: Builds a decoder from the encoder's spec and a number of planes: a Decoder class,
+            `functools.partial(UNetDecoder, dropout=0.1)`, or in YAML `class_path` and `init_args`.
+        tasks: What to predict. One task is a list of one.
+        share_decoder: One decoder for all tasks instead of one each.
+        auxiliary: Builds a second decoder for each task on all maps but the coarsest, used in training only.
+        auxiliary_weight: Factor of the auxiliary losses.
+        optimizer: Builds the optimizer from parameters; AdamW with learning rate 3e-4 and weight decay 0.01 by default.
+        lr_scheduler: Builds a schedule, stepped every step, from the optimizer and the total number of steps.
+        encoder_lr_scale: The encoder's learning rate as a multiple of the optimizer's (fine-tuning: 0.1).
+
+    Shape:
+        image: (B, C, H, W), uint8, or floating point in [0, 1]; more than 32 pixels a side.
+        returns: predictions by task name: labels (B, H, W), metres (B, 1, H, W), unit vectors (B, 3, H, W).
+
+    Raises:
+        ConfigurationError: If two tasks share a name, a name cannot be used, or the classes differ from the data's.
+
+    Example:
+        >>> from densepred.decoders.unet import UNetDecoder
+        >>> from densepred.encoders.resnet import ResNetEncoder
+        >>> from densepred.tasks.depth import Depth
+        >>> module = DensePredictor(ResNetEncoder("resnet18"), UNetDecoder, [Depth()]).eval()
+        >>> module(torch.zeros(1, 3, 40, 50, dtype=torch.uint8))["depth"].shape
+        torch.Size([1, 1, 40, 50])
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        decoder: DecoderFactory,
+        tasks: list[Task],
+        share_decoder: bool = False,
+        auxiliary: DecoderFactory | None = None,
+        auxiliary_weight: float = 0.4,
+        optimizer: OptimizerFactory | None = None,
+        lr_scheduler: SchedulerFactory | None = None,
+        encoder_lr_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self._remember(
+            encoder=encoder,
+            decoder=decoder,
+            tasks=tasks,
+            share_decoder=share_decoder,
+            auxiliary=auxiliary,
+            auxiliary_weight=auxiliary_weight,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            encoder_lr_scale=encoder_lr_scale,
+        )
+        _check_names([task.name for task in tasks])
+        self.tasks = nn.ModuleList(tasks)
+        self.network = DenseNetwork(
+            encoder, decoder, {task.name: task.out_channels for task in tasks}, share_decoder, auxiliary
+        )
+        self.auxiliary_weight = auxiliary_weight
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.encoder_lr_scale = encoder_lr_scale
+        self.metrics = nn.ModuleDict(
+            {f"{stage}/{task.name}": task.metrics(stage) for stage in ("val", "test") for task in tasks}
+        )
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """Predictions by task name, at the image's size."""
+        return self._predictions(self.network.planes(image), image)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One batch to the sum of the tasks' losses."""
+        return self._losses("train", self._planes(batch), batch)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Updates the metrics; returns `loss` and `predictions` for the callbacks."""
+        return self._evaluate("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """As `validation_step`."""
+        return self._evaluate("test", batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Predictions by task name."""
+        return self(batch["image"])
+
+    def _planes(self, batch: Batch) -> dict[str, Tensor]:
+        return self.network.planes(batch["image"])
+
+    def _losses(self, stage: str, planes: dict[str, Tensor], batch: Batch) -> Tensor:
+        # planes cover the image padded to the encoder's multiple, so the targets are padded (with "missing") alike
+        padded = pad_batch(batch, self.network.encoder.multiple)
+        size = len(batch["image"])
+        losses = {task.name: task.loss_from_planes(planes[task.name], padded) for task in self._tasks}
+        total = sum(task.weight * losses[task.name] for task in self._tasks)
+        for task in self._tasks:
+            self.log(f"{stage}/{task.name}/loss", losses[task.name], batch_size=size, sync_dist=stage != "train")
+            if (extra := planes.get(f"{task.name}/{AUXILIARY}")) is not None:
+                total = total + self.auxiliary_weight * task.weight * task.loss_from_planes(extra, padded)
+        self.log(f"{stage}/loss", total, batch_size=size, prog_bar=stage == "train", sync_dist=stage != "train")
+        return total  # type: ignore[return-value]
+
+    def _evaluate(self, stage: str, batch: Batch) -> dict[str, Any]:
+        planes = self._planes(batch)
+        loss = self._losses(stage, planes, batch)
+        predictions = self._predictions(planes, batch["image"])
+        for task in self._tasks:
+            self.metrics[f"{stage}/{task.name}"].update(predictions[task.name], batch[task.name])
+        return {"loss": loss, "predictions": predictions}
+
+    def _predictions(self, planes: dict[str, Tensor], image: Tensor) -> dict[str, Tensor]:
+        height, width = image.shape[-2:]
+        size = self.network.padded_size(height, width)
+        return {
+            task.name: task.predict_from_planes(planes[task.name], size)[..., :height, :width] for task in self._tasks
+        }
+
+    def on_validation_epoch_start(self) -> None:
+        """Forgets the sanity check's images."""
+        self._reset("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Starts from nothing."""
+        self._reset("test")
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the metrics of the whole set."""
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Logs the metrics of the whole set."""
+        self._log_metrics("test")
+
+    def _reset(self, stage: str) -> None:
+        for task in self._tasks:
+            self.metrics[f"{stage}/{task.name}"].reset()
+
+    def _log_metrics(self, stage: str) -> None:
+        for task in self._tasks:
+            for key, value in self.metrics[f"{stage}/{task.name}"].compute().items():
+                self.log(f"{stage}/{task.name}/{key}", value.float(), prog_bar=key in task.shown)
+
+    @property
+    def _tasks(self) -> list[Task]:
+        return list(self.tasks)  # type: ignore[arg-type]
+
+    def setup(self, stage: str) -> None:
+        """Compares the tasks' classes with the data's before the first step."""
+        data = getattr(self.trainer, "datamodule", None)
+        for task in self._tasks:
+            expected = getattr(data, "classes", {}).get(task.name)
+            names = getattr(task, "classes", None)
+            if expected is None or names is None:
+                continue
+            if len(names) != len(expected):
+                raise ConfigurationError(
+                    f"Task {task.name!r} has {len(names)} classes, {type(data).__name__} has {len(expected)}: "
+                    f"{', '.join(expected)}. Set the task's classes to {len(expected)}, or to this list of names."
+                )
+            if isinstance(task.init_args.get("classes"), int):
+                task.classes = list(expected)  # type: ignore[assignment]
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer over two groups, encoder and the rest, and the schedule, stepped every step."""
+        optimizer = self.build_optimizer()
+        if self.lr_scheduler is None:
+            return optimizer
+        total_steps = int(self.trainer.estimated_stepping_batches)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer, total_steps), "interval": "step"},
+        }
+
+    def build_optimizer(self) -> Optimizer:
+        """The optimizer at its configured rates, before any schedule."""
+        encoder = [parameter for parameter in self.network.encoder.parameters() if parameter.requires_grad]
+        inside = {id(parameter) for parameter in encoder}
+        rest = [p for p in self.parameters() if p.requires_grad and id(p) not in inside]
+        groups = [{"params": group, "name": name} for name, group in (("encoder", encoder), ("rest", rest)) if group]
+        optimizer = (self.optimizer or _default_optimizer)(groups)
+        for group in optimizer.param_groups:
+            if group["name"] == "encoder":
+                group["lr"] *= self.encoder_lr_scale
+        return optimizer
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """On resuming, the configured rates win over those in the optimizer's saved state."""
+        if self._trainer is not None and checkpoint.get("optimizer_states"):
+            keep_configured_rates(checkpoint, self.build_optimizer())
+
+    def _remember(self, **arguments: Any) -> None:
+        """Hyperparameters as plain values: the command line's own, or read off the parts built in Python."""
+        self.save_hyperparameters(ignore=list(arguments))
+        if "_instantiator" in self.hparams:
+            self.save_hyperparameters()
+        else:
+            plain = {name: recipe(value, name) for name, value in arguments.items()}
+            self.save_hyperparameters({"_class_path": class_path(type(self)), **plain})
+        for hyperparameters in (self._hparams, self._hparams_initial):
+            hyperparameters["_instantiator"] = class_path(rebuild)
+
+
+def _default_optimizer(parameters: Iterable[Any]) -> Optimizer:
+    # not a default of the constructor's: its weight decay would leak into the SGD of a config
+    return AdamW(parameters, lr=3e-4, weight_decay=0.01)
+
+
+def _check_names(names: list[str]) -> None:
+    taken = {"image", "intrinsics", "name", "size", "loss", "shared"}
+    for name in names:
+        problem: Literal["is used twice", "is taken", "is not a plain name"] | None = None
+        if names.count(name) > 1:
+            problem = "is used twice"
+        elif name in taken or hasattr(nn.ModuleDict, name) or name in ("training",):
+            problem = "is taken"
+        elif not name.isidentifier():
+            problem = "is not a plain name"
+        if problem:
+            raise ConfigurationError(
+                f"Task name {name!r} {problem}. Expected different names of letters, digits and underscores, other "
+                f"than {', '.join(sorted(taken))}; got {', '.join(map(repr, names))}."
+            )
+
+
+def rebuild(cls: type[pl.LightningModule], hyperparameters: dict[str, Any]) -> pl.LightningModule:
+    """A module from a checkpoint's hyperparameters, never downloading: the weights are in the checkpoint."""
+    from pytorch_lightning.cli import instantiate_module
+
+    return instantiate_module(cls, without_pretrained_weights(hyperparameters))
+
+
+def without_pretrained_weights(hyperparameters: dict[str, Any]) -> dict[str, Any]:
+    """The same hyperparameters with the encoder's `weights` set to None."""
+    encoder = hyperparameters.get("encoder") or {}
+    arguments = encoder.get("init_args") or {}
+    if "weights" not in arguments:
+        return hyperparameters
+    return {**hyperparameters, "encoder": {**encoder, "init_args": {**arguments, "weights": None}}}

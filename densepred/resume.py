@@ -1,0 +1,101 @@
+"""Finding a run's checkpoint again, and what a resumed run takes from it and what from its configuration."""
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch.optim import Optimizer
+
+from densepred.errors import ConfigurationError
+
+RATES = ("lr", "initial_lr", "max_lr", "min_lr")
+
+
+def keep_configured_rates(checkpoint: dict[str, Any], configured: Optimizer) -> None:
+    """Makes the saved optimizer and schedule continue at the configured learning rate and options.
+
+    PyTorch restores an optimizer's options with its state, so that a changed learning rate would be ignored. The
+    checkpoint's rates are rescaled by new base rate / old base rate, which keeps the schedule's progress; other options
+    (weight decay, momentum, ...) are taken as configured.
+
+    Args:
+        checkpoint: Changed in place.
+        configured: An optimizer as the configuration builds it, before any schedule.
+    """
+    groups = checkpoint["optimizer_states"][0]["param_groups"]
+    if len(groups) != len(configured.param_groups):
+        return  # other parameters are trained: loading the state tells it
+    ratios = []
+    for saved, wanted in zip(groups, configured.param_groups, strict=True):
+        base = saved.get("initial_lr", saved["lr"])
+        ratio = wanted["lr"] / base if base else 1.0
+        ratios.append(ratio)
+        for key in RATES:
+            if key in saved:
+                saved[key] = saved[key] * ratio
+        cycled = {"momentum", "betas"} if "max_momentum" in saved else set()
+        saved |= {k: v for k, v in wanted.items() if k not in {"params", *RATES, *cycled}}
+    for schedule in checkpoint.get("lr_schedulers", []):
+        for key in ("base_lrs", "_last_lr"):
+            if key in schedule and len(schedule[key]) == len(ratios):
+                schedule[key] = [rate * ratio for rate, ratio in zip(schedule[key], ratios, strict=True)]
+
+
+def find_checkpoint(name: str, root: Path) -> Path:
+    """The file that `--ckpt_path` means: a path, or `last`, `best`, `best-<task>` of the newest run below `root`.
+
+    Raises:
+        ConfigurationError: If there is none; it says where was looked and what is there.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    if Path(name).name != name or name.endswith(".ckpt"):
+        raise ConfigurationError(
+            f"--ckpt_path {name}: there is no such file. Expected a checkpoint (.ckpt), or last or best."
+        )
+    runs = sorted(root.glob("version_*/checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in runs:
+        if path.stem == name:
+            return path
+    known = (
+        f"There are: {', '.join(sorted({path.stem for path in runs}))}." if runs else "No run there has a checkpoint."
+    )
+    raise ConfigurationError(
+        f"--ckpt_path {name}: found no {name}.ckpt in {root}/version_*/checkpoints. {known} Give a file, or the "
+        "experiment's folder with --trainer.default_root_dir."
+    )
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint as plain values and tensors (`weights_only=True`), without reading tensors that are not used.
+
+    Raises:
+        ConfigurationError: If the file is not a whole checkpoint.
+    """
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise ConfigurationError(
+            f"{path} cannot be read as a checkpoint: {error}. Expected a .ckpt file written by densepred fit."
+        ) from error
+    return checkpoint
+
+
+def checkpoint_config(path: Path) -> dict[str, Any]:
+    """The configuration a checkpoint was trained with; of one trained from Python, the model's part.
+
+    Raises:
+        ConfigurationError: If the checkpoint holds none.
+    """
+    checkpoint = read_checkpoint(path)
+    if "config" in checkpoint:
+        config: dict[str, Any] = yaml.safe_load(checkpoint["config"])
+        return {key: config[key] for key in ("seed_everything", "trainer", "model", "data") if key in config}
+    hyperparameters = dict(checkpoint.get("hyper_parameters", {}))
+    hyperparameters.pop("_instantiator", None)
+    if "_class_path" not in hyperparameters:
+        raise ConfigurationError(f"{path} does not say how its model was built. Give the run's --config as well.")
+    return {"model": {"class_path": hyperparameters.pop("_class_path"), "init_args": hyperparameters}}

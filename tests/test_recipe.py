@@ -1,0 +1,43 @@
+import copy
+import pickle
+from functools import partial
+
+import pytest
+
+from densepred.decoders.pointwise import PointwiseDecoder
+from densepred.errors import ConfigurationError
+from densepred.features import FeatureSpec
+from densepred.recipe import Recorded, recipe
+
+
+class Part(Recorded):
+    def __init__(self, width: int, sizes: tuple[int, ...] = (1,), inner: "Part | None" = None) -> None:
+        self.width = width
+        self.sizes = sizes
+
+
+def test_a_part_remembers_its_arguments_by_name_and_nested():
+    plain = recipe(Part(3, sizes=(1, 2), inner=Part(width=4)))
+    here = f"{__name__}.Part"
+    assert plain == {
+        "class_path": here,
+        "init_args": {"width": 3, "sizes": [1, 2], "inner": {"class_path": here, "init_args": {"width": 4}}},
+    }
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda part: pickle.loads(pickle.dumps(part))])
+def test_copies_remember_too(again):
+    assert again(Part(3)).init_args == {"width": 3}
+
+
+def test_a_decoder_class_and_a_partial_of_it_become_class_paths():
+    path = "densepred.decoders.pointwise.PointwiseDecoder"
+    assert recipe(PointwiseDecoder) == {"class_path": path}
+    assert recipe(partial(PointwiseDecoder, dropout=0.5)) == {"class_path": path, "init_args": {"dropout": 0.5}}
+    decoder = partial(PointwiseDecoder, dropout=0.5)(FeatureSpec((4,), (1,)), 2)
+    assert decoder.init_args["dropout"] == 0.5
+
+
+def test_what_cannot_be_written_down_is_refused_by_name():
+    with pytest.raises(ConfigurationError, match=r"decoder.*cannot be written.*functools.partial"):
+        recipe(lambda spec, planes: None, "decoder")

@@ -1,0 +1,74 @@
+"""The house: which file may import which, and that importing densepred costs nothing."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import densepred
+
+PACKAGE = Path(densepred.__file__).parent
+
+# each room may import the rooms in the lines above its own (and, where listed, its own)
+FLOORS = [
+    {"errors", "lazy", "__init__"},
+    {"features", "sample", "recipe", "blocks", "geometry", "palettes", "schedules"},
+    {"losses", "metrics", "encoders", "decoders", "refine", "resume"},
+    {"tasks", "network"},
+    {"module", "torchvision_weights"},
+    {"callbacks", "inference", "loggers"},
+    {"commands"},
+    {"cli"},
+    {"__main__"},
+]
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+DATA_MAY_IMPORT = {"sample", "geometry", "errors", "lazy", "recipe", "palettes", "data"}
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    """Rooms that a file imports at run time, wherever in the file it does so; `if TYPE_CHECKING:` does not count."""
+    tree = ast.parse(path.read_text())
+    skipped = {
+        node
+        for branch in ast.walk(tree)
+        if isinstance(branch, ast.If) and ast.unparse(branch.test) == "TYPE_CHECKING"
+        for node in ast.walk(branch)
+    }
+    names = [
+        node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module and node not in skipped
+    ]
+    return {name.split(".")[1] for name in names if name.startswith("densepred.")}
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_downward_only(path):
+    here = room(path)
+    if here == "data":
+        assert imports(path) <= DATA_MAY_IMPORT
+        return
+    upward = {name for name in imports(path) if name != "data" and FLOOR[name] > FLOOR[here]}
+    sideways = {name for name in imports(path) if name == "data" and FLOOR[here] < FLOOR["commands"]}
+    assert upward | sideways == set()
+
+
+def test_importing_densepred_and_the_front_of_the_command_line_imports_nothing_heavy():
+    code = "import sys, densepred.cli; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    heavy = {"torch", "pytorch_lightning", "numpy", "cv2", "albumentations", "torchvision", "wandb", "jsonargparse"}
+    assert heavy & set(loaded) == set()
+
+
+def test_no_room_is_a_drawer():
+    drawers = {"utils", "util", "common", "helpers", "misc", "manager"}
+    assert {path.stem for path in FILES} & drawers == set()
