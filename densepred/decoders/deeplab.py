@@ -28,7 +28,7 @@ class BatchNormOfFew(nn.BatchNorm2d):
         return super().forward(input)
 
 
-class ImagePooling(nn.Sequential):
+class ImagePooling(nn.Module):
     """The map's mean over the whole image, through a 1x1 convolution, at every cell.
 
     Shape:
@@ -36,16 +36,15 @@ class ImagePooling(nn.Sequential):
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(
-            nn.AdaptiveAvgPool2d(1),
-            nn.Conv2d(in_channels, out_channels, 1, bias=False),
-            BatchNormOfFew(out_channels),
-            nn.ReLU(inplace=True),
+        super().__init__()
+        self.conv = nn.Sequential(
+            nn.Conv2d(in_channels, out_channels, 1, bias=False), BatchNormOfFew(out_channels), nn.ReLU(inplace=True)
         )
 
-    def forward(self, input: Tensor) -> Tensor:
-        """The pooled map, repeated over the input's cells."""
-        return super().forward(input).expand(-1, -1, *input.shape[-2:])
+    def forward(self, feature: Tensor) -> Tensor:
+        """The pooled map, repeated over the cells."""
+        pooled: Tensor = self.conv(feature.mean((-2, -1), keepdim=True))
+        return pooled.expand(-1, -1, *feature.shape[-2:])
 
 
 class ASPP(nn.Module):
