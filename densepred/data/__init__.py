@@ -1,8 +1,13 @@
 """Data sets, their datamodules, and the transforms of a sample."""
 
+import os
 from typing import TYPE_CHECKING
 
 from densepred.lazy import lazy_exports
+
+# here, because it runs before any file of the package can import albumentations, which would ask the network for its
+# newest version and wait for the answer
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 if TYPE_CHECKING:
     from densepred.data.collate import Collate as Collate

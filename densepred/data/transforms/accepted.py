@@ -1,0 +1,108 @@
+"""Which transforms a pipeline may hold: those that leave no target of the sample behind."""
+
+from collections.abc import Iterator
+
+import albumentations as A
+
+from densepred.data.transforms.base import SceneTransform
+from densepred.errors import ConfigurationError
+
+INSTEAD = {
+    "FlipLeftRight": ("HorizontalFlip",),
+    "Roll": ("Rotate", "SafeRotate"),
+    "ScaleCrop": (
+        "RandomCrop",
+        "RandomResizedCrop",
+        "RandomSizedCrop",
+        "RandomScale",
+        "RandomCropFromBorders",
+        "RandomCropNearBBox",
+        "RandomSizedBBoxSafeCrop",
+        "BBoxSafeRandomCrop",
+        "AtLeastOneBBoxRandomCrop",
+        "CropNonEmptyMaskIfExists",
+    ),
+    "Roll and ScaleCrop": ("Affine", "ShiftScaleRotate"),
+    "Rescale": ("Resize", "SmallestMaxSize", "LongestMaxSize"),
+    "PadTo": ("Pad", "PadIfNeeded"),
+    "CentreCrop": ("CenterCrop", "Crop", "CropAndPad"),
+    "CutoutMissing": (
+        "CoarseDropout",
+        "ConstrainedCoarseDropout",
+        "Erasing",
+        "GridDropout",
+        "MaskDropout",
+        "PixelDropout",
+        "XYMasking",
+    ),
+}
+"""Ours, for those of albumentations."""
+
+VALUES = {
+    "Normalize": "normalises the image, which the encoder does (mean and std go with its weights). Leave it out",
+    "ToFloat": "makes the image float, but images go to the device as uint8 and the encoder scales them. Leave it out",
+}
+
+
+def check_pipeline(pipeline: A.BasicTransform | A.BaseCompose, where: str) -> None:
+    """Refuses, by name and place, whatever would leave depth, normals, labels or intrinsics behind.
+
+    Accepted are transforms of ours, albumentations' `ImageOnlyTransform` (photometric), `NoOp` and `ToTensorV2`.
+
+    Raises:
+        ConfigurationError: If a leaf of the pipeline, however deeply nested, is none of these, or if it was given an
+            argument that it does not have.
+    """
+    for place, leaf, channels_only in _leaves(pipeline, where, False):
+        name = type(leaf).__name__
+        if getattr(leaf, "invalid_args", None):
+            raise ConfigurationError(
+                f"{place}: {name} has no argument {', '.join(map(repr, leaf.invalid_args))}; albumentations only warns "
+                "and goes on without it. Remove it or correct its name."
+            )
+        if name in VALUES and isinstance(leaf, A.ImageOnlyTransform):
+            raise ConfigurationError(f"{place}: {name} {VALUES[name]}.")
+        if isinstance(leaf, A.ImageOnlyTransform):
+            continue
+        if channels_only:
+            raise ConfigurationError(
+                f"{place}: SelectiveChannelTransform hands {name} some channels of the image and nothing else, so "
+                "targets would be left behind. Only photometric transforms may stand in it."
+            )
+        # not isinstance: Lambda derives from NoOp and does anything
+        if isinstance(leaf, SceneTransform) or type(leaf) in (A.NoOp, A.ToTensorV2):
+            continue
+        raise ConfigurationError(f"{place}: {name} {_refusal(name)}")
+
+
+def _leaves(
+    node: A.BasicTransform | A.BaseCompose, where: str, channels_only: bool
+) -> Iterator[tuple[str, A.BasicTransform, bool]]:
+    if isinstance(node, A.BaseCompose):
+        channels_only = channels_only or isinstance(node, A.SelectiveChannelTransform)
+        for index, child in enumerate(node.transforms):
+            yield from _leaves(child, f"{where} > {type(node).__name__}[{index}]", channels_only)
+    elif isinstance(node, A.BasicTransform):
+        yield where, node, channels_only
+    else:
+        raise ConfigurationError(
+            f"{where}: {node!r} is no transform. Expected transforms of albumentations or densepred.data.transforms."
+        )
+
+
+def _refusal(name: str) -> str:
+    ours = next((ours for ours, theirs in INSTEAD.items() if name in theirs), None)
+    if ours is not None:
+        return (
+            "would change the image and leave depth, normals or intrinsics as they were (and pad labels with class 0, "
+            f"not with void). Use {ours} of densepred.data.transforms instead."
+        )
+    if name == "Lambda":
+        return (
+            "may do anything, so nothing says whether every target follows. Derive from "
+            "albumentations.ImageOnlyTransform (photometric) or densepred.data.transforms.SceneTransform (geometric)."
+        )
+    return (
+        "does not know depth, normals and intrinsics and has no counterpart here. Use FlipLeftRight, Roll, ScaleCrop, "
+        "Rescale, PadTo, CentreCrop or CutoutMissing, or derive from densepred.data.transforms.SceneTransform."
+    )
