@@ -1,0 +1,176 @@
+from functools import partial
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader
+
+from densepred.decoders.fcn import FCNDecoder
+from densepred.decoders.unet import UNetDecoder
+from densepred.encoders.resnet import ResNetEncoder
+from densepred.errors import ConfigurationError
+from densepred.module import DensePredictor
+from densepred.schedules import PolyLR
+from densepred.tasks.depth import Depth
+from densepred.tasks.normals import Normals
+from densepred.tasks.segmentation import Segmentation
+
+CLASSES = 4
+
+
+def sample(index: int, size: tuple[int, int] = (40, 56)) -> dict:
+    random = np.random.default_rng(index)
+    normals = random.normal(size=(3, *size)).astype(np.float32)
+    labels = random.integers(0, CLASSES, size).astype(np.uint8)
+    labels[:3] = 255
+    depth = random.uniform(1, 5, (1, *size)).astype(np.float32)
+    depth[:, :, :4] = 0
+    return {
+        "image": torch.from_numpy(random.integers(0, 256, (3, *size), dtype=np.uint8)),
+        "segmentation": torch.from_numpy(labels),
+        "depth": torch.from_numpy(depth),
+        "normals": torch.from_numpy(normals / np.linalg.norm(normals, axis=0)),
+        "name": f"fake/{index}",
+    }
+
+
+def loader(count: int = 4, batch_size: int = 2, size: tuple[int, int] = (40, 56)) -> DataLoader:
+    return DataLoader([sample(i, size) for i in range(count)], batch_size)
+
+
+def build(**options) -> DensePredictor:
+    tasks = options.pop("tasks", [Segmentation(CLASSES), Depth(weight=0.5), Normals()])
+    return DensePredictor(ResNetEncoder("resnet18"), partial(UNetDecoder, widths=(16, 16, 8)), tasks, **options)
+
+
+def trainer(folder, **options) -> pl.Trainer:
+    defaults = {
+        "accelerator": "cpu", "max_epochs": 1, "logger": False, "enable_progress_bar": False,
+        "enable_model_summary": False, "num_sanity_val_steps": 0,
+    }  # fmt: skip
+    return pl.Trainer(default_root_dir=folder, **{**defaults, **options})
+
+
+def test_a_module_built_in_python_reloads_from_its_checkpoint_alone(tmp_path):
+    module = build(auxiliary=partial(FCNDecoder, finest_stride=16), encoder_lr_scale=0.5)
+    run = trainer(tmp_path, enable_checkpointing=False)
+    run.fit(module, loader())
+    run.save_checkpoint(tmp_path / "x.ckpt")
+    torch.load(tmp_path / "x.ckpt", weights_only=True)
+    again = DensePredictor.load_from_checkpoint(tmp_path / "x.ckpt").eval()
+    image = sample(9)["image"][None]
+    for name, prediction in module.eval()(image).items():
+        torch.testing.assert_close(again(image)[name], prediction)
+    assert again.encoder_lr_scale == 0.5
+    assert again.network.auxiliary_decoders is not None
+
+
+def test_reloading_never_asks_for_the_pretrained_weights_again(tmp_path):
+    weights = tmp_path / "resnet18.pth"
+    torch.save(ResNetEncoder("resnet18").state_dict(), weights)
+    module = DensePredictor(ResNetEncoder("resnet18", weights=str(weights)), UNetDecoder, [Depth()])
+    run = trainer(tmp_path)
+    run.strategy.connect(module)
+    run.save_checkpoint(tmp_path / "x.ckpt")
+    weights.unlink()
+    again = DensePredictor.load_from_checkpoint(tmp_path / "x.ckpt")
+    torch.testing.assert_close(again.state_dict(), module.state_dict())
+
+
+def test_an_option_that_cannot_be_written_into_a_checkpoint_is_refused_when_the_module_is_built():
+    with pytest.raises(ConfigurationError, match=r"optimizer = <function .*functools.partial"):
+        build(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1.0))
+
+
+def test_the_loss_is_the_weighted_sum_of_the_tasks_losses_and_of_the_auxiliary_ones():
+    module = build(auxiliary=partial(FCNDecoder, finest_stride=16), auxiliary_weight=0.25)
+    module.log = lambda *args, **kwargs: None
+    batch = next(iter(loader(size=(64, 64))))
+    torch.manual_seed(1)
+    total = module.training_step(batch, 0)
+    planes = module.network.planes(batch["image"])
+    expected = sum(
+        scale * task.weight * task.loss_from_planes(planes[task.name + suffix], batch)
+        for task in module.tasks
+        for suffix, scale in (("", 1.0), ("/auxiliary", 0.25))
+    )
+    torch.testing.assert_close(total, expected)
+    module.eval()
+    assert set(module.network.planes(batch["image"])) == {"segmentation", "depth", "normals"}
+
+
+@pytest.mark.parametrize("size", [(33, 47), (64, 96)])
+def test_predictions_have_the_images_size_and_their_tasks_meaning(size):
+    predictions = build().eval()(sample(0, size)["image"][None])
+    assert predictions["segmentation"].shape == (1, *size)
+    assert predictions["segmentation"].max() < CLASSES
+    assert predictions["depth"].shape == (1, 1, *size)
+    torch.testing.assert_close(predictions["normals"].norm(dim=1), torch.ones(1, *size))
+
+
+def test_validation_metrics_are_those_of_the_whole_set_and_not_a_mean_over_batches(tmp_path):
+    module = build(tasks=[Segmentation(CLASSES)])
+    data = loader(5, batch_size=2, size=(33, 47))
+    metrics = trainer(tmp_path, enable_checkpointing=False).validate(module, data, verbose=False)[0]
+    matrix = np.zeros((CLASSES, CLASSES))
+    module.eval()
+    for item in data.dataset:
+        with torch.no_grad():
+            predicted = module(item["image"][None])["segmentation"][0].numpy()
+        target = item["segmentation"].numpy()
+        np.add.at(matrix, (target[target != 255], predicted[target != 255]), 1)
+    hits = np.diag(matrix)
+    with np.errstate(invalid="ignore"):
+        expected = np.nanmean(hits / (matrix.sum(0) + matrix.sum(1) - hits))
+    assert metrics["val/segmentation/miou"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_encoder_learns_at_its_own_rate_under_a_schedule_of_the_trainers_length(tmp_path):
+    module = build(
+        optimizer=partial(torch.optim.SGD, lr=0.1), lr_scheduler=partial(PolyLR, power=1.0), encoder_lr_scale=0.01
+    )
+    run = trainer(tmp_path, max_epochs=4, enable_checkpointing=False, limit_val_batches=0)
+    seen = []
+
+    class Spy(pl.Callback):
+        def on_train_batch_start(self, trainer, *args):
+            seen.append([group["lr"] for group in trainer.optimizers[0].param_groups])
+
+    run.callbacks.append(Spy())
+    run.fit(module, loader())
+    assert seen == pytest.approx(np.array([[0.001 * f, 0.1 * f] for f in 1 - np.arange(8) / 8]))
+    covered = {id(p) for group in module.build_optimizer().param_groups for p in group["params"]}
+    assert covered == {id(p) for p in module.parameters()}
+
+
+class Data(pl.LightningDataModule):
+    classes = {"segmentation": ["floor", "wall", "box"]}
+
+    def train_dataloader(self):
+        return loader()
+
+
+def test_classes_that_differ_from_the_datas_are_refused_before_the_first_step(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"'segmentation' has 4 classes, Data has 3: floor, wall, box"):
+        trainer(tmp_path).fit(build(), datamodule=Data())
+
+
+@pytest.mark.parametrize(
+    ("names", "problem"), [(("depth", "depth"), "used twice"), (("image",), "is taken"), (("a b",), "not a plain name")]
+)
+def test_task_names_that_cannot_be_keys_are_refused(names, problem):
+    with pytest.raises(ConfigurationError, match=problem):
+        build(tasks=[Depth(name=name) for name in names])
+
+
+def test_images_too_small_for_the_coarsest_map_are_refused_with_the_way_out():
+    with pytest.raises(ConfigurationError, match=r"32 x 60.*more than 32 pixels"):
+        build()(torch.zeros(1, 3, 32, 60))
+
+
+def test_a_shared_decoder_gives_each_task_its_own_planes():
+    module = build(share_decoder=True)
+    assert len(list(module.network.decoders)) == 1
+    planes = module.network.planes(torch.rand(1, 3, 64, 64))
+    assert {name: value.shape[1] for name, value in planes.items()} == {"segmentation": CLASSES, "depth": 1, "normals": 3}

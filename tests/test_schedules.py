@@ -1,0 +1,51 @@
+import math
+
+import pytest
+import torch
+
+from densepred.schedules import OneCycleLR, PolyLR
+
+
+def rates(schedule, optimizer, steps):
+    seen = []
+    for _ in range(steps):
+        seen.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        schedule.step()
+    return seen
+
+
+def two_groups():
+    first, second = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
+    return torch.optim.SGD([{"params": [first], "lr": 0.1}, {"params": [second], "lr": 1.0}])
+
+
+def test_poly_follows_its_formula_and_ends_at_zero():
+    optimizer = two_groups()
+    schedule = PolyLR(optimizer, total_steps=10, power=0.9)
+    seen = rates(schedule, optimizer, 10)
+    assert [row[1] for row in seen] == pytest.approx([(1 - step / 10) ** 0.9 for step in range(10)])
+    assert optimizer.param_groups[1]["lr"] == 0
+
+
+def test_warm_up_rises_linearly_to_the_base_rate():
+    optimizer = two_groups()
+    seen = rates(PolyLR(optimizer, total_steps=20, warmup_steps=4), optimizer, 5)
+    assert [row[1] for row in seen] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+
+
+def test_one_cycle_equals_torch_for_one_group_and_keeps_the_ratio_of_two():
+    optimizer = two_groups()
+    seen = rates(OneCycleLR(optimizer, total_steps=41, warmup=0.25), optimizer, 41)
+    reference = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(
+        reference, max_lr=1.0, total_steps=41, pct_start=0.25, div_factor=25, final_div_factor=1e4 / 25,
+        cycle_momentum=False,
+    )  # fmt: skip
+    # torch puts its top one step earlier (at pct_start * total - 1), so the curves are compared at their landmarks
+    expected = [row[0] for row in rates(theirs, reference, 41 - 1)]
+    ours = [row[1] for row in seen]
+    assert ours[0] == pytest.approx(expected[0])
+    assert max(ours) == pytest.approx(max(expected), abs=1e-2)
+    assert ours[-1] == pytest.approx(1e-4)
+    assert all(math.isclose(low / high, 0.1) for low, high in seen)
