@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from densepred.data.collate import Collate as Collate
     from densepred.data.datamodule import DenseDataModule as DenseDataModule
     from densepred.data.dataset import DenseDataset as DenseDataset
+    from densepred.data.normals_source import NormalsFromDepth as NormalsFromDepth
+    from densepred.data.normals_source import NormalsFromFiles as NormalsFromFiles
     from densepred.data.nyu import NYUDepthV2 as NYUDepthV2
     from densepred.data.nyu import NYUDepthV2DataModule as NYUDepthV2DataModule
     from densepred.data.rooms import Rooms as Rooms
@@ -31,6 +33,8 @@ __getattr__, __all__ = lazy_exports(
         "EpochSampler": "sampler",
         "NYUDepthV2": "nyu",
         "NYUDepthV2DataModule": "nyu",
+        "NormalsFromDepth": "normals_source",
+        "NormalsFromFiles": "normals_source",
         "PascalVOC": "voc",
         "PascalVOCDataModule": "voc",
         "Rooms": "rooms",

@@ -10,9 +10,14 @@ import torch
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
+from densepred.data.check import check_files
 from densepred.data.collate import Collate
 from densepred.data.dataset import DenseDataset, Transforms
 from densepred.data.sampler import EpochSampler
+
+# imported for their short names: a config may say `class_path: FlipLeftRight`
+from densepred.data.transforms import cutout, flip, resize, roll, scale_crop  # noqa: F401
+from densepred.data.transforms.pipeline import SampleTransforms
 from densepred.errors import ConfigurationError, DataError
 from densepred.sample import SAMPLE_KINDS, Kind
 
@@ -43,7 +48,8 @@ class DenseDataModule(LightningDataModule, ABC):
         eval_transforms: The same for the other splits; with none they keep their own sizes.
         seed: Of the order and the transforms' random numbers.
         check: What is looked at before the first step, in a set made of files. "headers": that every file is there,
-            whole, and of its image's size. "full": label values too. "none": nothing.
+            opens, and has its image's size. "full": also that every JPEG is whole and every label legal, which reads
+            the files once. "none": nothing.
 
     Raises:
         ConfigurationError: If a transform would leave a part of the sample behind, or a batch is larger than the set.
@@ -113,9 +119,6 @@ class DenseDataModule(LightningDataModule, ABC):
         return self.test_dataloader()
 
     def _transforms(self, pipeline: A.Compose | list[A.BasicTransform | A.BaseCompose] | None) -> Transforms | None:
-        # imported here: transforms know samples and geometry, and a data set without them needs neither
-        from densepred.data.transforms import SampleTransforms
-
         return None if pipeline is None else SampleTransforms(pipeline, self.kinds)
 
     def _build(self, split: Split) -> DenseDataset:
@@ -123,6 +126,8 @@ class DenseDataModule(LightningDataModule, ABC):
         dataset.kinds = self.kinds
         if len(dataset) == 0:
             raise DataError(f"{type(self).__name__}: the {split} split is empty: no sample is listed in it.")
+        if self.check != "none":
+            check_files(dataset, f"{type(self).__name__}: {split} split", full=self.check == "full")
         return dataset
 
     def _ready(self, split: Split) -> DenseDataset:
@@ -158,6 +163,6 @@ def default_workers(processes: int = 1) -> int:
     return min(16, max(cores // processes - 1, 0))
 
 
-def one_thread(worker: int) -> None:  # noqa: ARG001 - the loader passes its number
+def one_thread(worker: int) -> None:
     """Keeps OpenCV to the worker's own thread: workers are the parallelism, threads inside them fight over cores."""
     cv2.setNumThreads(0)

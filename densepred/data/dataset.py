@@ -1,8 +1,9 @@
 """What every data set promises: samples by index, the same numbers for the same (seed, epoch, index)."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,10 @@ class DenseDataset(Dataset[dict[str, Tensor | str]], ABC):
 
     kinds: dict[str, Kind] = SAMPLE_KINDS
     """What kind each key of a sample is."""
+    classes_on_disk: Mapping[str, int] = MappingProxyType({})
+    """How many classes the label files of a key count, before any remapping; other values in them are errors."""
+    advice: str = ""
+    """What an error about its files says at the end: the expected layout and the ways out."""
 
     def __init__(self, transforms: Transforms | None = None, seed: int = 0) -> None:
         self.transforms = transforms
@@ -55,7 +60,7 @@ class DenseDataset(Dataset[dict[str, Tensor | str]], ABC):
             normals: (H, W, 3) float32. intrinsics: (3, 3) float32. name: its stable identity.
         """
 
-    def files(self, index: int) -> dict[str, Path]:  # noqa: ARG002 - for those that override it
+    def files(self, index: int) -> dict[str, Path]:
         """The files a sample is read from, by key; none for a set that is made on the fly."""
         return {}
 
@@ -85,9 +90,14 @@ def to_tensor(value: Any, kind: Kind) -> Tensor | str:
         return str(value)
     array = np.asarray(value)
     if kind is Kind.LABEL:
-        return torch.from_numpy(np.ascontiguousarray(array if array.dtype == np.uint8 else array.astype(np.int32)))
+        return _tensor(array if array.dtype == np.uint8 else array.astype(np.int32))
     if kind is not Kind.IMAGE or array.dtype != np.uint8:
         array = array.astype(np.float32, copy=False)
     if kind is not Kind.INTRINSICS:
         array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
-    return torch.from_numpy(np.ascontiguousarray(array))
+    return _tensor(array)
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    # torch shares the memory, which must therefore be in order and ours to write
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
