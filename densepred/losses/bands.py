@@ -1,0 +1,136 @@
+"""Planes upsampled a band of rows at a time, so that planes of full resolution never exist at once.
+
+Bilinear interpolation is separable: a matrix for the rows, one for the columns. Both are narrow (a block of
+neighbouring pixels reads a few neighbouring cells), so a block is a small matrix product. The columns are done first,
+where there are still few rows; then every band of rows is one product, and so is its gradient, with the transposed
+matrices.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from densepred.losses.masked import full_precision
+
+_COLUMN_BLOCK = 64
+_CACHE_ELEMENTS = 2**18
+"""Elements of a band on the CPU: 1 MB in float32, so that it stays in the cache while it is worked on."""
+_DEVICE_ELEMENTS = 2**24
+"""Elements of a band elsewhere: 64 MB, so that few kernels are launched."""
+
+
+class Block(NamedTuple):
+    """Pixels `pixels`, which read cells `cells` with weights `weights` (pixels, cells)."""
+
+    pixels: slice
+    cells: slice
+    weights: Tensor
+
+
+def interpolation_matrix(cells: int, pixels: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Bilinear weights (pixels, cells) of `F.interpolate(align_corners=False)` along one side.
+
+    Example:
+        >>> interpolation_matrix(2, 4, torch.float32, torch.device("cpu"))
+        tensor([[1.0000, 0.0000],
+                [0.7500, 0.2500],
+                [0.2500, 0.7500],
+                [0.0000, 1.0000]])
+    """
+    centres = (torch.arange(pixels, dtype=dtype, device=device) + 0.5) * (cells / pixels) - 0.5
+    distance = centres.clamp(0, cells - 1)[:, None] - torch.arange(cells, dtype=dtype, device=device)
+    return (1 - distance.abs()).clamp(min=0)
+
+
+def blocks(cells: int, pixels: int, step: int, like: Tensor) -> list[Block]:
+    """The interpolation matrix cut into blocks of `step` pixels, each with the few cells that it reads."""
+    matrix = interpolation_matrix(cells, pixels, like.dtype, like.device)
+    scale = cells / pixels
+    cut = []
+    for start in range(0, pixels, step):
+        stop = min(start + step, pixels)
+        # a cell more on either side than needed: its weight is 0, and rounding cannot lose one whose weight is not
+        first = max(0, int((start + 0.5) * scale - 0.5) - 1)
+        last = min(cells, int((stop - 0.5) * scale - 0.5) + 3)
+        cut.append(Block(slice(start, stop), slice(first, last), matrix[start:stop, first:last]))
+    return cut
+
+
+class Bands:
+    """Upsamples planes a band of rows at a time, and takes gradients back the same way.
+
+    Images are taken in groups of as many as fit into the budget at low height, rows in bands that fit into it at full
+    width. Rows come first in memory, so that a band is one contiguous product.
+
+    Args:
+        planes: (B, C, h, w), float32 or float64.
+        size: (H, W) to upsample to.
+    """
+
+    def __init__(self, planes: Tensor, size: tuple[int, int]) -> None:
+        batch, channels, height, width = planes.shape
+        self.planes = planes
+        self.size = size
+        budget = _CACHE_ELEMENTS if planes.device.type == "cpu" else _DEVICE_ELEMENTS
+        group = min(batch, max(1, budget // (channels * height * size[1])))
+        self.groups = [slice(start, min(start + group, batch)) for start in range(0, batch, group)]
+        rows = min(size[0], max(1, budget // (group * channels * size[1])))
+        self.row_blocks = blocks(height, size[0], rows, planes)
+        # planes as wide as the image need no product (and their matrix would not be narrow)
+        self.column_blocks = blocks(width, size[1], _COLUMN_BLOCK, planes) if width != size[1] else []
+
+    def widen(self, images: slice) -> Tensor:
+        """Planes of a group of images at full width, rows first: (h, G, C, W)."""
+        planes = self.planes[images].permute(2, 0, 1, 3)
+        if not self.column_blocks:
+            return planes.contiguous()
+        wide = planes.new_empty(*planes.shape[:3], self.size[1])
+        for block in self.column_blocks:
+            wide[..., block.pixels] = planes[..., block.cells] @ block.weights.T
+        return wide
+
+    def over(self, wide: Tensor) -> Iterator[tuple[Block, Tensor]]:
+        """Bands (r, G, C, W) of the planes at full size, each new in memory, with the rows that they are."""
+        flat = wide.flatten(1)
+        for block in self.row_blocks:
+            yield block, (block.weights @ flat[block.cells]).view(-1, *wide.shape[1:])
+
+    def narrow(self, wide: Tensor) -> Tensor:
+        """The transpose of `widen`: gradient (h, G, C, W) to gradient (G, C, h, w)."""
+        if not self.column_blocks:
+            return wide.permute(1, 2, 0, 3)
+        planes = wide.new_zeros(*wide.shape[:3], self.planes.shape[3])
+        for block in self.column_blocks:
+            planes[..., block.cells] += wide[..., block.pixels] @ block.weights
+        return planes.permute(1, 2, 0, 3)
+
+
+@torch.no_grad()
+def upsampled_labels(planes: Tensor, size: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """The plane that is largest at each pixel of the upsampled planes, found by bands.
+
+    Equal to `F.interpolate(planes, size, mode="bilinear").argmax(1)` but for rounding, in a fraction of time and
+    memory.
+
+    Args:
+        planes: (B, C, h, w), logits of any floating dtype.
+        size: (H, W) of the labels.
+        dtype: Of the labels.
+
+    Shape:
+        returns: (B, H, W).
+
+    Example:
+        >>> upsampled_labels(torch.tensor([[[[0.0, 1.0]], [[0.4, 0.4]]]]), (1, 4), torch.uint8)
+        tensor([[[1, 1, 0, 0]]], dtype=torch.uint8)
+    """
+    labels = torch.empty((planes.shape[0], *size), dtype=dtype, device=planes.device)
+    with torch.autocast(planes.device.type, enabled=False):
+        bands = Bands(full_precision(planes), size)
+        for images in bands.groups:
+            for block, band in bands.over(bands.widen(images)):
+                # max gives the same indices as argmax several times faster
+                labels[images, block.pixels] = band.max(dim=2).indices.transpose(0, 1).to(dtype)
+    return labels

@@ -1,0 +1,49 @@
+"""What losses with missing pixels share: full precision, sizes that must agree, and the mean over what is valid.
+
+The rule that makes a missing pixel's gradient exactly zero, whatever stands there (0, NaN, infinity): select with
+`torch.where` *before* the first operation that output or target enter. A factor of zero afterwards is not enough, since
+0 * NaN and 0 * inf are NaN, forward and backward.
+"""
+
+import torch
+from torch import Tensor
+
+from densepred.errors import ConfigurationError
+
+
+def full_precision(values: Tensor) -> Tensor:
+    """Float32 (or float64, if it is that already), so that losses are exact under autocast.
+
+    Example:
+        >>> full_precision(torch.ones(2, dtype=torch.bfloat16)).dtype
+        torch.float32
+    """
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def require_same_size(loss: str, output: Tensor, target: Tensor) -> None:
+    """Refuses two tensors that would silently be broadcast against each other.
+
+    Args:
+        loss: Who asks, for the error.
+        output: What the network says.
+        target: What is true.
+
+    Raises:
+        ConfigurationError: If the sizes differ.
+    """
+    if output.shape != target.shape:
+        raise ConfigurationError(
+            f"{loss}: expected output and target of one size; the output has {tuple(output.shape)}, the target "
+            f"{tuple(target.shape)}. Upsample the output to the target, and check the task's number of planes."
+        )
+
+
+def mean_over_valid(values: Tensor, valid: Tensor) -> Tensor:
+    """Mean of `values` where `valid`; 0 where nothing is. `values` must be 0 elsewhere. Never waits for the device.
+
+    Example:
+        >>> mean_over_valid(torch.tensor([3.0, 0.0, 5.0]), torch.tensor([True, False, True]))
+        tensor(4.)
+    """
+    return values.sum() / valid.sum().clamp(min=1)

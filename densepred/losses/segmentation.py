@@ -1,0 +1,165 @@
+"""Losses of labels."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from densepred.errors import ConfigurationError, DataError
+from densepred.losses.base import Loss
+from densepred.losses.masked import full_precision, mean_over_valid, require_same_size
+from densepred.sample import valid_segmentation
+
+
+def known_labels(labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Where labels are classes, and a number that is 0, or NaN where some label is neither a class nor missing.
+
+    Labels on the CPU are checked here. Elsewhere reading an answer would make the host wait for the device at every
+    step, and an index outside the planes would end the process with a device-side assertion; there such pixels count as
+    missing and the number, added to the loss, shows them. (Data sets check their files, by name, before.)
+
+    Args:
+        labels: Class indices, any shape.
+        classes: How many classes there are.
+
+    Raises:
+        DataError: If a label on the CPU is neither a class nor missing.
+
+    Example:
+        >>> known_labels(torch.tensor([0, 20, 255], dtype=torch.uint8), classes=21)
+        (tensor([ True,  True, False]), tensor(0.))
+    """
+    known = valid_segmentation(labels, classes)
+    strange = known & (labels >= classes)
+    any_strange = strange.any()
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling() and bool(any_strange):
+        found = ", ".join(str(int(label)) for label in torch.unique(labels[strange])[:5])
+        raise DataError(
+            f"{int(strange.sum())} pixels of the target have labels that are no class: {found}. Expected "
+            f"0 .. {classes - 1} for {classes} classes, or missing (255 in uint8, -1 in wider integers). Correct the "
+            "label files or their mapping, or give the task as many classes as there are labels."
+        )
+    return known & ~strange, torch.where(any_strange, math.nan, 0.0)
+
+
+def cross_entropy(output: Tensor, target: Tensor, class_weights: Tensor | None = None) -> Tensor:
+    """Mean of -ln softmax(output)[target] over the known labels; see `CrossEntropyLoss`.
+
+    Example:
+        >>> cross_entropy(torch.zeros(1, 4, 1, 2), torch.tensor([[[3, 255]]])).exp()
+        tensor(4.)
+    """
+    require_label_size("CrossEntropyLoss", output, target)
+    known, alarm = known_labels(target, output.shape[1])
+    index = torch.where(known, target.long(), -1)
+    output = full_precision(output)
+    if class_weights is not None:
+        class_weights = class_weights.to(output)
+        total_weight = torch.where(known, class_weights[index.clamp(min=0)], 0).sum()
+    else:
+        total_weight = known.sum()
+    loss = F.cross_entropy(output, index, class_weights, ignore_index=-1, reduction="sum")
+    # not clamp: class weights may be small
+    return loss / torch.where(total_weight > 0, total_weight, 1) + alarm
+
+
+def require_label_size(loss: str, output: Tensor, target: Tensor) -> None:
+    """Refuses labels that are not one for each pixel of the output."""
+    if target.shape != (output.shape[0], *output.shape[2:]):
+        raise ConfigurationError(
+            f"{loss}: the output has size {tuple(output.shape)}, so labels of size "
+            f"{(output.shape[0], *output.shape[2:])} are expected; got {tuple(target.shape)}."
+        )
+
+
+class CrossEntropyLoss(Loss):
+    """Softmax cross-entropy of labels: mean of -ln p(true class) over the known pixels.
+
+    With class weights w it is the weighted mean, sum w[t] * -ln p(t) / sum w[t], as in torch.
+
+    Missing labels (255 in uint8, negative in wider integers) give exactly zero gradient; without any valid pixel the
+    loss is 0, where torch's is NaN. Computed in float32 under autocast.
+
+    Args:
+        class_weights: One factor a class; none means equal weights.
+
+    Shape:
+        output: (B, C, H, W), logits.
+        target: (B, H, W), class indices of any integer dtype.
+
+    Raises:
+        DataError: If a label is neither a class nor missing (labels on the CPU; on an accelerator, where looking would
+            stall every step, the loss is NaN and its gradient that of the other pixels).
+
+    Example:
+        >>> CrossEntropyLoss()(torch.zeros(1, 4, 1, 2), torch.tensor([[[3, 255]]])).exp()
+        tensor(4.)
+    """
+
+    class_weights: Tensor | None
+
+    def __init__(self, class_weights: list[float] | None = None) -> None:
+        super().__init__()
+        _register_weights(self, "class_weights", class_weights)
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        """Logits and labels to a scalar."""
+        return cross_entropy(output, target, self.class_weights)
+
+
+def binary_cross_entropy(output: Tensor, target: Tensor, positive_weights: Tensor | None = None) -> Tensor:
+    """Mean of the cross-entropy of independent yes-or-no questions; see `BinaryCrossEntropyLoss`.
+
+    Example:
+        >>> binary_cross_entropy(torch.zeros(1, 1, 1, 2), torch.tensor([[[1, 255]]])).exp()
+        tensor(2.)
+    """
+    target = target.unsqueeze(1) if target.ndim == output.ndim - 1 else target
+    require_same_size("BinaryCrossEntropyLoss", output, target)
+    known, alarm = known_labels(target, classes=2)
+    output = torch.where(known, full_precision(output), 0)
+    truth = torch.where(known, target, 0).to(output.dtype)
+    weights = None if positive_weights is None else positive_weights.to(output).view(-1, 1, 1)
+    loss = F.binary_cross_entropy_with_logits(output, truth, reduction="none", pos_weight=weights)
+    return mean_over_valid(torch.where(known, loss, 0), known) + alarm
+
+
+class BinaryCrossEntropyLoss(Loss):
+    """Sigmoid cross-entropy: every plane is a yes-or-no question of its own.
+
+    Missing answers (255 in uint8, 255 or negative in wider integers) give exactly zero gradient; without any valid
+    answer the loss is 0. Computed in float32 under autocast.
+
+    Args:
+        positive_weights: One factor a plane for the loss where the answer is yes (torch's `pos_weight`), for things
+            that are rare.
+
+    Shape:
+        output: (B, C, H, W), logits.
+        target: (B, C, H, W), 0 or 1; or (B, H, W) where C is 1.
+
+    Raises:
+        DataError: If an answer is neither 0, 1 nor missing (as in `CrossEntropyLoss`).
+
+    Example:
+        >>> BinaryCrossEntropyLoss()(torch.zeros(1, 1, 1, 2), torch.tensor([[[1, 255]]])).exp()
+        tensor(2.)
+    """
+
+    positive_weights: Tensor | None
+
+    def __init__(self, positive_weights: list[float] | None = None) -> None:
+        super().__init__()
+        _register_weights(self, "positive_weights", positive_weights)
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        """Logits and answers to a scalar."""
+        return binary_cross_entropy(output, target, self.positive_weights)
+
+
+def _register_weights(loss: Loss, name: str, weights: list[float] | None) -> None:
+    """A buffer that follows the loss to its device; checkpoints hold the argument, not the buffer."""
+    if weights is not None and not all(math.isfinite(weight) and weight >= 0 for weight in weights):
+        raise ConfigurationError(f"{type(loss).__name__}: {name} must be finite and at least 0; got {weights}.")
+    loss.register_buffer(name, None if weights is None else torch.tensor(weights), persistent=False)
