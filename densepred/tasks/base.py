@@ -3,10 +3,12 @@
 from abc import ABC, abstractmethod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric
 
+from densepred.errors import DataError
 from densepred.losses.base import Loss
 from densepred.recipe import Recorded
 
@@ -59,9 +61,40 @@ class Task(Recorded, nn.Module, ABC):
         """Pictures by caption, uint8 RGB (B, 3, H, W), drawn on one scale; a task may add an error map."""
         return {"target": self.render(target), "prediction": self.render(prediction)}
 
+    def target(self, batch: Batch) -> Tensor:
+        """What is true, from a batch, with what is missing marked in it; losses and metrics see this."""
+        if self.name not in batch:
+            raise DataError(
+                f"Task {self.name!r} looks for {self.name!r} in the sample, which holds {', '.join(map(repr, batch))}. "
+                "Rename the task, or let the data yield that key."
+            )
+        target: Tensor = batch[self.name]
+        return target
+
+    def known(self, target: Tensor) -> Tensor:
+        """True where the target is known; the target's size, or broadcast to it."""
+        return target.isfinite()
+
+    def constant_statistic(self, target: Tensor) -> Tensor:
+        """What the best constant prediction of a set is made of; add it up over batches.
+
+        By default sums and counts of the known values (2, planes). On the CPU, in float64.
+        """
+        known = self.known(target).expand_as(target)
+        sums = torch.where(known, target.float(), 0).sum((0, 2, 3))
+        return torch.stack([sums, known.sum((0, 2, 3)).to(sums.dtype)]).cpu().double()
+
+    def constant_prediction(self, statistic: Tensor, target: Tensor) -> Tensor:
+        """The same answer at every pixel, the best of its kind, as a prediction of the target's size: a baseline.
+
+        By default each plane's mean.
+        """
+        mean = statistic[0] / statistic[1].clamp(min=1)
+        return mean.to(target).view(1, -1, 1, 1).expand(target.shape)
+
     def compute_loss(self, output: Tensor, batch: Batch) -> Tensor:
         """Output at the image's size to a scalar."""
-        loss: Tensor = self.loss(output, batch[self.name])
+        loss: Tensor = self.loss(output, self.target(batch))
         return loss
 
     def loss_from_planes(self, planes: Tensor, batch: Batch) -> Tensor:

@@ -1,0 +1,87 @@
+"""Normals: a unit vector at every pixel."""
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from densepred.losses.base import Loss
+from densepred.losses.normals import CosineLoss
+from densepred.sample import valid_normals
+from densepred.tasks.base import Task
+from densepred.tasks.pictures import fixed_scale, heat, shades
+
+_SHORTEST = 1e-2
+"""Planes shorter than this are not stretched to length 1, so that no gradient grows beyond 100."""
+
+
+class Normals(Task):
+    """Surface normals from three planes, in the camera's frame (x right, y down, z forward; they face the camera).
+
+    The output is planes / |planes|, a unit vector. Where planes are shorter than 0.01, as with a zero-initialised
+    decoder, they are divided by 0.01 instead: the gradient stays finite and leads away from there. The prediction is
+    always a unit vector; where planes are zero, the one that faces the camera, (0, 0, -1).
+
+    Missing normals (the zero vector) neither train nor count, and are drawn grey.
+
+    Args:
+        name: Sample key, output key and metric prefix.
+        loss: Takes output and target; one minus the cosine by default.
+        weight: Factor of its loss in the sum over tasks.
+
+    Shape:
+        planes: (B, 3, H, W).
+        output, prediction, target: (B, 3, H, W), unit vectors.
+
+    Example:
+        >>> Normals().activate(torch.tensor([0.0, -3.0, -4.0]).view(1, 3, 1, 1)).flatten()
+        tensor([ 0.0000, -0.6000, -0.8000])
+    """
+
+    monitor = ("mean_angle", "min")
+    shown = ("mean_angle",)
+
+    def __init__(self, name: str = "normals", loss: Loss | None = None, weight: float = 1.0) -> None:
+        super().__init__(name, 3, CosineLoss() if loss is None else loss, weight)
+
+    def activate(self, planes: Tensor) -> Tensor:
+        """Planes to unit vectors."""
+        length: Tensor = torch.linalg.vector_norm(planes, dim=1, keepdim=True)
+        return planes / length.clamp(min=_SHORTEST)
+
+    def predict(self, output: Tensor) -> Tensor:
+        """Unit vectors, wherever the output points."""
+        length = torch.linalg.vector_norm(output, dim=1, keepdim=True)
+        facing = torch.tensor([0.0, 0.0, -1.0], dtype=output.dtype, device=output.device).view(1, 3, 1, 1)
+        return torch.where(length == 0, facing, output / length)
+
+    def known(self, target: Tensor) -> Tensor:
+        """True where the normal is known (B, 1, H, W)."""
+        return valid_normals(target).unsqueeze(1)
+
+    def constant_prediction(self, statistic: Tensor, target: Tensor) -> Tensor:
+        """The mean direction, which has the greatest mean cosine to all normals of the set."""
+        return self.predict(statistic[0].to(target).view(1, 3, 1, 1)).expand(target.shape)
+
+    def metrics(self, stage: str) -> Metric:
+        """Angles, pooled over all pixels."""
+        from densepred.metrics.normals import NormalsMetrics
+
+        return NormalsMetrics()
+
+    def render(self, prediction: Tensor) -> Tensor:
+        """Red to the right, green up, blue towards the camera: a wall that faces us is light blue."""
+        known = valid_normals(prediction)[:, None]
+        shown = torch.tensor([1.0, -1.0, -1.0], device=prediction.device).view(1, 3, 1, 1) * prediction
+        return shades((shown + 1) / 2, known)
+
+    def panel(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Target and prediction as colours, and the angle between them."""
+        known = valid_normals(target)[:, None]
+        cross = torch.linalg.vector_norm(torch.linalg.cross(prediction, target, dim=1), dim=1, keepdim=True)
+        # exact near 0 and 180 degrees, where acos of a rounded cosine is not
+        angle = torch.atan2(cross, (prediction * target).sum(1, keepdim=True)).rad2deg()
+        return {
+            "target": self.render(target),
+            "prediction": self.render(prediction),
+            "angle error 0 to 60 degrees": heat(angle, known, fixed_scale(0.0, 60.0), "inferno"),
+        }

@@ -1,0 +1,223 @@
+"""Segmentation: class labels at every pixel."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from densepred.errors import ConfigurationError, DataError
+from densepred.losses.bands import upsampled_labels
+from densepred.losses.base import Loss
+from densepred.losses.fused import upsampled_cross_entropy
+from densepred.losses.segmentation import BinaryCrossEntropyLoss, CrossEntropyLoss
+from densepred.palettes import VOID_COLOUR, voc_palette
+from densepred.sample import VOID, valid_segmentation
+from densepred.tasks.base import Batch, Task
+
+Mode = Literal["multiclass", "binary", "multilabel"]
+
+
+class Segmentation(Task):
+    """Class labels: one of several a pixel, one of two, or any number at once.
+
+    ============ ======== ============================ ======================= =========================
+    mode         planes   target and prediction        default loss            a pixel's prediction
+    ============ ======== ============================ ======================= =========================
+    multiclass   C        (B, H, W), 0 .. C-1          cross-entropy           the largest plane
+    binary       1        (B, H, W), 0 or 1            binary cross-entropy    1 where the plane is above 0
+    multilabel   C        (B, C, H, W), 0 or 1         binary cross-entropy    1 where its plane is above 0
+    ============ ======== ============================ ======================= =========================
+
+    The output is logits. With plain cross-entropy neither training nor prediction builds them at full resolution: the
+    loss is fused with the upsampling (`upsampled_cross_entropy`), labels are found by bands (`upsampled_labels`).
+
+    Missing labels (255 in uint8, negative in wider integers) neither train nor count.
+
+    Args:
+        classes: Names in the order of the labels, or how many there are. In binary mode the two names, or only that of
+            label 1.
+        name: Sample key, output key and metric prefix.
+        loss: Takes output and target; by default the one of the table.
+        weight: Factor of its loss in the sum over tasks.
+        mode: See the table.
+        class_weights: One factor a class for the default loss, against imbalance. Multiclass: the loss is the weighted
+            mean. Binary: only the ratio of the two counts. Multilabel: the factor of a class where it is present.
+        palette: Colours (red, green, blue, 0 to 255), one a class; those of Pascal VOC by default.
+
+    Raises:
+        ConfigurationError: If names, weights or colours don't fit the classes, or the mode.
+
+    Example:
+        >>> task = Segmentation(["floor", "wall", "chair"])
+        >>> task.predict(torch.tensor([0.1, 2.0, -1.0]).view(1, 3, 1, 1))
+        tensor([[[1]]], dtype=torch.uint8)
+    """
+
+    monitor = ("miou", "max")
+    shown = ("miou",)
+
+    def __init__(
+        self,
+        classes: int | list[str],
+        name: str = "segmentation",
+        loss: Loss | None = None,
+        weight: float = 1.0,
+        mode: Mode = "multiclass",
+        class_weights: list[float] | None = None,
+        palette: list[list[int]] | None = None,
+    ) -> None:
+        names = class_names(classes, mode)
+        for what, given in (("class_weights", class_weights), ("palette", palette)):
+            if given is not None and len(given) != len(names):
+                raise ConfigurationError(
+                    f"Segmentation: {what} has {len(given)} entries for {len(names)} classes ({', '.join(names)}). "
+                    "Give one a class."
+                )
+        if palette is not None and not all(len(c) == 3 and all(0 <= part <= 255 for part in c) for c in palette):
+            raise ConfigurationError(f"Segmentation: palette wants [red, green, blue] of 0 to 255; got {palette}.")
+        if loss is not None and class_weights is not None:
+            raise ConfigurationError(
+                "Segmentation: class_weights belong to the default loss, but `loss` is given too. Give the weights to "
+                f"{type(loss).__name__}, or leave `loss` out."
+            )
+        super().__init__(
+            name,
+            1 if mode == "binary" else len(names),
+            _default_loss(mode, class_weights) if loss is None else loss,
+            weight,
+        )
+        self.classes = names
+        self.mode = mode
+        self.palette = voc_palette(len(names)) if palette is None else palette
+
+    @property
+    def fused(self) -> bool:
+        """Whether the loss is plain cross-entropy, which need not see planes of full resolution."""
+        return self.mode == "multiclass" and type(self.loss) is CrossEntropyLoss
+
+    def activate(self, planes: Tensor) -> Tensor:
+        """The planes themselves: logits."""
+        return planes
+
+    def probabilities(self, output: Tensor) -> Tensor:
+        """Logits to probabilities: softmax over the planes, or a sigmoid of each."""
+        return output.softmax(1) if self.mode == "multiclass" else output.sigmoid()
+
+    def predict(self, output: Tensor) -> Tensor:
+        """Logits to labels, in the sample's format: uint8 where the classes fit, else int32."""
+        if self.mode == "multiclass":
+            # max gives the same indices as argmax several times faster
+            return output.max(dim=1).indices.to(self._label_dtype)
+        present = (output > 0).to(torch.uint8)
+        return present[:, 0] if self.mode == "binary" else present
+
+    def predict_from_planes(self, planes: Tensor, size: tuple[int, int]) -> Tensor:
+        """Planes at the decoder's own stride to labels, one of several by bands."""
+        if self.mode == "multiclass":
+            return upsampled_labels(planes, size, self._label_dtype)
+        return super().predict_from_planes(planes, size)
+
+    def compute_loss(self, output: Tensor, batch: Batch) -> Tensor:
+        """Logits at the image's size to a scalar."""
+        try:
+            return super().compute_loss(output, batch)
+        except DataError as error:
+            raise self._named(error, batch) from None
+
+    def loss_from_planes(self, planes: Tensor, batch: Batch) -> Tensor:
+        """Planes at the decoder's own stride to a scalar, fused with the upsampling where the loss allows."""
+        if not isinstance(self.loss, CrossEntropyLoss) or not self.fused:
+            return super().loss_from_planes(planes, batch)
+        target, size = self.target(batch), tuple(batch["image"].shape[-2:])
+        if target.shape[-2:] != size:
+            raise ConfigurationError(
+                f"Task {self.name!r}: labels of size {tuple(target.shape)} for images of {size[0]} x {size[1]}. Labels "
+                "and images must be padded alike."
+            )
+        try:
+            return upsampled_cross_entropy(planes, target, self.loss.class_weights)
+        except DataError as error:
+            raise self._named(error, batch) from None
+
+    def _named(self, error: DataError, batch: Batch) -> DataError:
+        images = ", ".join(batch["name"]) if "name" in batch else "without names"
+        return DataError(f"Task {self.name!r}: {error} The images of this batch: {images}.")
+
+    @property
+    def _label_dtype(self) -> torch.dtype:
+        return torch.uint8 if len(self.classes) <= VOID else torch.int32
+
+    def known(self, target: Tensor) -> Tensor:
+        """True where the label is known."""
+        return valid_segmentation(target, len(self.classes) if self.mode == "multiclass" else 2)
+
+    def constant_statistic(self, target: Tensor) -> Tensor:
+        """How often each label occurs (classes,); in multilabel mode how often each class is absent, present (2, C)."""
+        known = self.known(target)
+        if self.mode == "multilabel":
+            present = (known & (target == 1)).sum((0, 2, 3))
+            return torch.stack([known.sum((0, 2, 3)) - present, present]).cpu().double()
+        labels = target[known & (target < len(self.classes))].long().cpu()
+        return torch.bincount(labels, minlength=len(self.classes)).double()
+
+    def constant_prediction(self, statistic: Tensor, target: Tensor) -> Tensor:
+        """The most frequent label everywhere; in multilabel mode the more frequent answer for each class."""
+        answer = statistic.argmax(0).to(target.device, self._label_dtype)
+        return (
+            answer.view(1, -1, 1, 1).expand(target.shape) if self.mode == "multilabel" else answer.expand(target.shape)
+        )
+
+    def metrics(self, stage: str) -> Metric:
+        """IoU and accuracies, from one confusion matrix over the set."""
+        from densepred.metrics.segmentation import SegmentationMetrics
+
+        return SegmentationMetrics(self.classes, self.mode)
+
+    def render(self, prediction: Tensor) -> Tensor:
+        """Labels in the palette's colours, missing ones cream; multilabel: the mean colour of what is present."""
+        table = torch.tensor([*self.palette, list(VOID_COLOUR)], dtype=torch.uint8, device=prediction.device)
+        known = self.known(prediction)
+        if self.mode == "multilabel":
+            present = (known & (prediction == 1)).float()
+            colours = torch.einsum("bchw,cr->brhw", present, table[:-1].float())
+            mean = (colours / present.sum(1, keepdim=True).clamp(min=1)).round().to(torch.uint8)
+            return torch.where(known.any(1, keepdim=True), mean, table[-1].view(1, 3, 1, 1))
+        void = len(self.classes)
+        index = torch.where(known, prediction.long(), void).clamp(max=void)
+        return table[index].permute(0, 3, 1, 2).contiguous()
+
+
+def class_names(classes: int | list[str], mode: Mode) -> list[str]:
+    """The classes' names, made up where only their number is given.
+
+    Example:
+        >>> class_names(2, "multiclass"), class_names(["road"], "binary")
+        (['class_0', 'class_1'], ['background', 'road'])
+    """
+    if mode == "binary" and classes in (1, 2):
+        names = ["background", "foreground"]
+    elif isinstance(classes, int):
+        names = [f"class_{i}" for i in range(classes)]
+    else:
+        names = ["background", *classes] if mode == "binary" and len(classes) == 1 else list(classes)
+    fits = {"multiclass": len(names) >= 2, "binary": len(names) == 2, "multilabel": len(names) >= 1}
+    if mode not in fits:
+        raise ConfigurationError(f"Segmentation: mode={mode!r}; expected one of {', '.join(fits)}.")
+    if not fits[mode]:
+        wanted = {"multiclass": "two classes or more", "binary": "two classes", "multilabel": "a class or more"}[mode]
+        raise ConfigurationError(f"Segmentation: mode {mode} needs {wanted}; got classes={classes!r}.")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigurationError(f"Segmentation: classes named twice: {', '.join(twice)}.")
+    return names
+
+
+def _default_loss(mode: Mode, class_weights: list[float] | None) -> Loss:
+    if mode == "multiclass":
+        return CrossEntropyLoss(class_weights)
+    if mode == "binary" and class_weights is not None:
+        absent, present = class_weights
+        if absent <= 0:
+            raise ConfigurationError(f"Segmentation: class_weights={class_weights}; binary mode divides by the first.")
+        return BinaryCrossEntropyLoss([present / absent])
+    return BinaryCrossEntropyLoss(class_weights)
