@@ -4,11 +4,13 @@ import copy
 
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from torch import nn
 from torch.nn import functional as F
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 from torchvision.models.segmentation.fcn import FCNHead
 
+from densepred.decoders.base import DecoderFactory
 from densepred.decoders.bilinear import BilinearTransposedConv, bilinear_kernel
 from densepred.decoders.deeplab import BatchNormOfFew, DeepLabV3Decoder, TorchvisionDeepLabV3Decoder
 from densepred.decoders.fcn import FCNDecoder, TorchvisionFCNDecoder
@@ -167,6 +169,27 @@ def test_a_decoder_remembers_how_it_was_built():
     assert written["class_path"] == "densepred.decoders.unet.UNetDecoder"
     assert written["init_args"]["widths"] == [8, 6, 6, 4]
     assert written["init_args"]["upsampling"] == "nearest"
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("fcn.FCNDecoder", {"finest_stride": 16, "skip_scales": [0.01, 0.0001], "hidden": 4}),
+        ("fcn.TorchvisionFCNDecoder", {}),
+        ("transposed.TransposedConvDecoder", {"widths": [8, 8]}),
+        ("unet.UNetDecoder", {"widths": [8, 8, 8, 8], "upsampling": "nearest"}),
+        ("deeplab.DeepLabV3Decoder", {"rates": [2, 4], "width": 8, "refine": True}),
+        ("deeplab.TorchvisionDeepLabV3Decoder", {"dropout": 0.2}),
+        ("pointwise.PointwiseDecoder", {"dropout": 0.1}),
+    ],
+)
+def test_every_decoder_is_a_factory_in_a_config(name, options):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--decoder", type=DecoderFactory)
+    config = {"class_path": f"densepred.decoders.{name}", "init_args": options}
+    decoder = parser.instantiate(parser.parse_object({"decoder": config})).decoder(SPEC, 3)
+    assert recipe(decoder)["class_path"] == config["class_path"]
+    assert options.items() <= recipe(decoder)["init_args"].items()
 
 
 # ---------------------------------------------------------------------------------------------- bilinear

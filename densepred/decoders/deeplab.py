@@ -28,7 +28,7 @@ class BatchNormOfFew(nn.BatchNorm2d):
         return super().forward(input)
 
 
-class ImagePooling(nn.Module):
+class ImagePooling(nn.Sequential):
     """The map's mean over the whole image, through a 1x1 convolution, at every cell.
 
     Shape:
@@ -36,14 +36,18 @@ class ImagePooling(nn.Module):
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Sequential(
-            nn.Conv2d(in_channels, out_channels, 1, bias=False), BatchNormOfFew(out_channels), nn.ReLU(inplace=True)
+        super().__init__(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(in_channels, out_channels, 1, bias=False),
+            BatchNormOfFew(out_channels),
+            nn.ReLU(inplace=True),
         )
 
     def forward(self, feature: Tensor) -> Tensor:
         """The pooled map, repeated over the cells."""
-        pooled: Tensor = self.conv(feature.mean((-2, -1), keepdim=True))
+        pooled = feature
+        for layer in self:
+            pooled = layer(pooled)
         return pooled.expand(-1, -1, *feature.shape[-2:])
 
 
@@ -51,7 +55,7 @@ class ASPP(nn.Module):
     """Atrous spatial pyramid pooling: one map seen at several scales at once.
 
     A 1x1 convolution, 3x3 convolutions of several dilations and the image's mean run side by side; a 1x1 convolution
-    fuses them.
+    fuses them. The tensors have torchvision's names.
 
     Args:
         in_channels: Channels of the map.
@@ -64,18 +68,18 @@ class ASPP(nn.Module):
 
     def __init__(self, in_channels: int, width: int, dilations: tuple[int, ...]) -> None:
         super().__init__()
-        self.branches = nn.ModuleList(
+        self.convs = nn.ModuleList(
             [
                 ConvNormAct(in_channels, width, 1),
                 *(ConvNormAct(in_channels, width, 3, dilation=dilation) for dilation in dilations),
                 ImagePooling(in_channels, width),
             ]
         )
-        self.project = ConvNormAct(len(self.branches) * width, width, 1)
+        self.project = ConvNormAct(len(self.convs) * width, width, 1)
 
     def forward(self, feature: Tensor) -> Tensor:
         """The map, seen at several scales."""
-        fused: Tensor = self.project(torch.cat([branch(feature) for branch in self.branches], dim=1))
+        fused: Tensor = self.project(torch.cat([conv(feature) for conv in self.convs], dim=1))
         return fused
 
 
