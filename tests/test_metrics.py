@@ -418,7 +418,7 @@ def test_the_median_is_that_of_numpy_to_the_stated_resolution(angles: list[float
 def test_a_share_counts_angles_strictly_below_its_threshold(key: str, threshold: float):
     assert score(NormalsMetrics(), tilted([threshold - 1e-6, threshold + 1e-6]))[key] == 0.5
     # the doubles around that direction whose angle is the threshold to the last bit
-    steps = torch.arange(-20, 21) * 2.0**-55
+    steps = torch.arange(-20, 21).double() * 2.0**-55
     x, z = torch.meshgrid(
         math.sin(math.radians(threshold)) + steps, -math.cos(math.radians(threshold)) + steps, indexing="ij"
     )
