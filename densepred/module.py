@@ -225,8 +225,9 @@ class DensePredictor(pl.LightningModule):
         else:
             plain = {name: recipe(value, name) for name, value in arguments.items()}
             self.save_hyperparameters({"_class_path": class_path(type(self)), **plain})
-        for hyperparameters in (self._hparams, self._hparams_initial):
-            hyperparameters["_instantiator"] = class_path(rebuild)
+            self.hparams["_instantiator"] = "pytorch_lightning.cli.instantiate_module"
+        # what a checkpoint holds (dashboards see the initial ones): its weights are inside it, so reloading needs no others
+        self.hparams.update(without_pretrained_weights(self.hparams))
 
 
 def _default_optimizer(parameters: Iterable[Any]) -> Optimizer:
@@ -249,13 +250,6 @@ def _check_names(names: list[str]) -> None:
                 f"Task name {name!r} {problem}. Expected different names of letters, digits and underscores, other "
                 f"than {', '.join(sorted(taken))}; got {', '.join(map(repr, names))}."
             )
-
-
-def rebuild(cls: type[pl.LightningModule], hyperparameters: dict[str, Any]) -> pl.LightningModule:
-    """A module from a checkpoint's hyperparameters, never downloading: the weights are in the checkpoint."""
-    from pytorch_lightning.cli import instantiate_module
-
-    return instantiate_module(cls, without_pretrained_weights(hyperparameters))
 
 
 def without_pretrained_weights(hyperparameters: dict[str, Any]) -> dict[str, Any]:

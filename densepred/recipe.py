@@ -62,9 +62,12 @@ def recipe(value: Any, where: str = "value") -> Any:
     if isinstance(value, Recorded):
         arguments = {key: recipe(item, f"{where}.{key}") for key, item in value.init_args.items()}
         return {"class_path": class_path(type(value)), "init_args": arguments}
-    if isinstance(value, partial) and not value.args:
-        arguments = {key: recipe(item, f"{where}.{key}") for key, item in value.keywords.items()}
-        return {"class_path": class_path(value.func), "init_args": arguments}
+    if isinstance(value, partial):
+        # jsonargparse's factories are partial(<its instantiators>, Class, **arguments)
+        built = (value.func, *value.args)[-1]
+        if inspect.isclass(built):
+            arguments = {key: recipe(item, f"{where}.{key}") for key, item in value.keywords.items()}
+            return {"class_path": class_path(built), "init_args": arguments}
     if inspect.isclass(value) or (inspect.isfunction(value) and "<" not in value.__qualname__):
         return {"class_path": class_path(value)}
     raise ConfigurationError(

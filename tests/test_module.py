@@ -41,7 +41,7 @@ def loader(count: int = 4, batch_size: int = 2, size: tuple[int, int] = (40, 56)
 
 def build(**options) -> DensePredictor:
     tasks = options.pop("tasks", [Segmentation(CLASSES), Depth(weight=0.5), Normals()])
-    return DensePredictor(ResNetEncoder("resnet18"), partial(UNetDecoder, widths=(16, 16, 8)), tasks, **options)
+    return DensePredictor(ResNetEncoder("resnet18"), partial(UNetDecoder, widths=(16, 16, 8, 8)), tasks, **options)
 
 
 def trainer(folder, **options) -> pl.Trainer:
@@ -173,4 +173,8 @@ def test_a_shared_decoder_gives_each_task_its_own_planes():
     module = build(share_decoder=True)
     assert len(list(module.network.decoders)) == 1
     planes = module.network.planes(torch.rand(1, 3, 64, 64))
-    assert {name: value.shape[1] for name, value in planes.items()} == {"segmentation": CLASSES, "depth": 1, "normals": 3}
+    assert {name: value.shape[1] for name, value in planes.items()} == {
+        "segmentation": CLASSES,
+        "depth": 1,
+        "normals": 3,
+    }

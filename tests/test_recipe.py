@@ -38,6 +38,7 @@ def test_a_decoder_class_and_a_partial_of_it_become_class_paths():
     assert decoder.init_args["dropout"] == 0.5
 
 
-def test_what_cannot_be_written_down_is_refused_by_name():
+@pytest.mark.parametrize("value", [lambda spec, planes: None, partial(Part, 3)])
+def test_what_cannot_be_written_down_is_refused_by_name(value):
     with pytest.raises(ConfigurationError, match=r"decoder.*cannot be written.*functools.partial"):
-        recipe(lambda spec, planes: None, "decoder")
+        recipe(value, "decoder")

@@ -13,7 +13,9 @@ from densepred.schedules import PolyLR
 
 def trained(lr, steps=4, total=10, **options):
     parameters = [torch.nn.Parameter(torch.ones(1)) for _ in range(2)]
-    optimizer = torch.optim.SGD([{"params": [p], "lr": lr * scale} for p, scale in zip(parameters, (0.1, 1))], **options)
+    optimizer = torch.optim.SGD(
+        [{"params": [p], "lr": lr * scale} for p, scale in zip(parameters, (0.1, 1))], **options
+    )
     schedule = PolyLR(optimizer, total)
     for _ in range(steps):
         optimizer.step()

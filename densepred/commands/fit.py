@@ -71,6 +71,10 @@ class DensePredCLI(LightningCLI):
         arguments = LightningCLI.subcommands()
         return {verb: arguments[verb] for verb in ("fit", "validate", "test")}
 
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """A run is resumed from plain values and tensors only."""
+        parser.set_defaults({"weights_only": True})
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Puts a checkpoint's configuration before the user's own arguments."""
         arguments, self.checkpoint = with_checkpoint(sys.argv[1:])
