@@ -7,40 +7,40 @@ import albumentations as A
 from densepred.data.transforms.base import SceneTransform
 from densepred.errors import ConfigurationError
 
-INSTEAD = {
-    "FlipLeftRight": ("HorizontalFlip",),
-    "Roll": ("Rotate", "SafeRotate"),
+INSTEAD: dict[str, tuple[type[A.BasicTransform], ...]] = {
+    "FlipLeftRight": (A.HorizontalFlip,),
+    "Roll": (A.Rotate, A.SafeRotate),
+    "Roll and ScaleCrop": (A.Affine, A.ShiftScaleRotate),
+    "CentreCrop": (A.CenterCrop, A.Crop, A.CropAndPad),
     "ScaleCrop": (
-        "RandomCrop",
-        "RandomResizedCrop",
-        "RandomSizedCrop",
-        "RandomScale",
-        "RandomCropFromBorders",
-        "RandomCropNearBBox",
-        "RandomSizedBBoxSafeCrop",
-        "BBoxSafeRandomCrop",
-        "AtLeastOneBBoxRandomCrop",
-        "CropNonEmptyMaskIfExists",
+        A.RandomCrop,
+        A.RandomResizedCrop,
+        A.RandomSizedCrop,
+        A.RandomScale,
+        A.RandomCropFromBorders,
+        A.RandomCropNearBBox,
+        A.RandomSizedBBoxSafeCrop,
+        A.BBoxSafeRandomCrop,
+        A.AtLeastOneBBoxRandomCrop,
+        A.CropNonEmptyMaskIfExists,
     ),
-    "Roll and ScaleCrop": ("Affine", "ShiftScaleRotate"),
-    "Rescale": ("Resize", "SmallestMaxSize", "LongestMaxSize"),
-    "PadTo": ("Pad", "PadIfNeeded"),
-    "CentreCrop": ("CenterCrop", "Crop", "CropAndPad"),
+    "Rescale": (A.Resize, A.SmallestMaxSize, A.LongestMaxSize),
+    "PadTo": (A.Pad,),
     "CutoutMissing": (
-        "CoarseDropout",
-        "ConstrainedCoarseDropout",
-        "Erasing",
-        "GridDropout",
-        "MaskDropout",
-        "PixelDropout",
-        "XYMasking",
+        A.CoarseDropout,
+        A.ConstrainedCoarseDropout,
+        A.Erasing,
+        A.GridDropout,
+        A.MaskDropout,
+        A.PixelDropout,
+        A.XYMasking,
     ),
 }
 """Ours, for those of albumentations."""
 
-VALUES = {
-    "Normalize": "normalises the image, which the encoder does (mean and std go with its weights). Leave it out",
-    "ToFloat": "makes the image float, but images go to the device as uint8 and the encoder scales them. Leave it out",
+ENCODERS_WORK: dict[type[A.BasicTransform], str] = {
+    A.Normalize: "normalises the image, which the encoder does (mean and std go with its weights)",
+    A.ToFloat: "makes the image float, but images go to the device as uint8 and the encoder scales them",
 }
 
 
@@ -60,8 +60,8 @@ def check_pipeline(pipeline: A.BasicTransform | A.BaseCompose, where: str) -> No
                 f"{place}: {name} has no argument {', '.join(map(repr, leaf.invalid_args))}; albumentations only warns "
                 "and goes on without it. Remove it or correct its name."
             )
-        if name in VALUES and isinstance(leaf, A.ImageOnlyTransform):
-            raise ConfigurationError(f"{place}: {name} {VALUES[name]}.")
+        if type(leaf) in ENCODERS_WORK:
+            raise ConfigurationError(f"{place}: {name} {ENCODERS_WORK[type(leaf)]}. Leave it out.")
         if isinstance(leaf, A.ImageOnlyTransform):
             continue
         if channels_only:
@@ -72,7 +72,7 @@ def check_pipeline(pipeline: A.BasicTransform | A.BaseCompose, where: str) -> No
         # not isinstance: Lambda derives from NoOp and does anything
         if isinstance(leaf, SceneTransform) or type(leaf) in (A.NoOp, A.ToTensorV2):
             continue
-        raise ConfigurationError(f"{place}: {name} {_refusal(name)}")
+        raise ConfigurationError(f"{place}: {name} {_refusal(leaf)}")
 
 
 def _leaves(
@@ -90,14 +90,14 @@ def _leaves(
         )
 
 
-def _refusal(name: str) -> str:
-    ours = next((ours for ours, theirs in INSTEAD.items() if name in theirs), None)
+def _refusal(leaf: A.BasicTransform) -> str:
+    ours = next((ours for ours, theirs in INSTEAD.items() if isinstance(leaf, theirs)), None)
     if ours is not None:
         return (
             "would change the image and leave depth, normals or intrinsics as they were (and pad labels with class 0, "
             f"not with void). Use {ours} of densepred.data.transforms instead."
         )
-    if name == "Lambda":
+    if isinstance(leaf, A.Lambda):
         return (
             "may do anything, so nothing says whether every target follows. Derive from "
             "albumentations.ImageOnlyTransform (photometric) or densepred.data.transforms.SceneTransform (geometric)."

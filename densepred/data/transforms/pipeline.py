@@ -55,19 +55,26 @@ class SampleTransforms:
                 f"transforms: {type(pipeline).__name__} given; expected an albumentations Compose or a list of "
                 "transforms."
             )
-        steps = [pipeline] if isinstance(pipeline, A.BaseCompose) else list(pipeline or ())
-        for index, step in enumerate(steps):
-            check_pipeline(step, "transforms" if step is pipeline else f"transforms[{index}]")
-            self._check_targets(step)
+        if isinstance(pipeline, A.BaseCompose):
+            check_pipeline(pipeline, "transforms")
+        else:
+            for index, step in enumerate(pipeline or ()):
+                check_pipeline(step, f"transforms[{index}]")
+        steps = pipeline if isinstance(pipeline, A.BaseCompose) else A.Compose(list(pipeline or ()))
+        named = getattr(steps, "additional_targets", None)
+        if named:
+            raise ConfigurationError(
+                f"transforms: the Compose names additional_targets {named}. Leave them out: "
+                "the datamodule says which kind each key of the sample is."
+            )
         targets = {key: kind.value for key, kind in self.kinds.items() if kind is not Kind.NAME}
-        # a copy: targets and random state are set on every transform inside
-        self.pipeline = A.Compose(copy.deepcopy(steps), additional_targets=targets, is_check_shapes=False)
+        # a copy: targets and random state are set on every transform inside. A Compose around it: a strict one would
+        # refuse keys, such as the name, that no transform of its own knows
+        self.pipeline = A.Compose([copy.deepcopy(steps)], additional_targets=targets, is_check_shapes=False)
 
     def __call__(self, sample: Sample, seed: tuple[int, ...] | None = None) -> Sample:
         """The sample after the pipeline."""
         sample = self._checked(sample)
-        if not self.pipeline.transforms:
-            return sample
         numbers = np.random.default_rng(random.getrandbits(128) if seed is None else seed)
         # one stream for all: seeded by albumentations, every transform would draw the same numbers as its neighbour
         self.pipeline.set_random_state(numbers, random.Random(int(numbers.integers(2**63))))
@@ -78,15 +85,6 @@ class SampleTransforms:
 
     def __repr__(self) -> str:
         return f"SampleTransforms({self.pipeline!r})"
-
-    @staticmethod
-    def _check_targets(step: A.BasicTransform | A.BaseCompose) -> None:
-        named = getattr(step, "additional_targets", None)
-        if named:
-            raise ConfigurationError(
-                f"transforms: the Compose names additional_targets {named}. Leave them out: "
-                "the datamodule says which kind each key of the sample is."
-            )
 
     def _checked(self, sample: Sample) -> Sample:
         """A new sample whose arrays all have the image's size and whose labels can hold "missing"."""

@@ -93,18 +93,17 @@ class View:
         if not np.isfinite(normals.sum()):
             normals = np.where(valid_normals(normals, axis=-1)[..., None], normals, np.float32(0))
         result = self.resampling.nearest(normals, 0)
-        still = np.array_equal(self.scene, np.eye(3))
         if not self.resampling.exact:
             spread = cv2.dilate(normals, NEIGHBOURS) - cv2.erode(normals, NEIGHBOURS)
             # a unit vector beside a zero vector spreads by 0.57 at least
             blend = self._inside(spread.max(axis=2) < NORMALS_RANGE) & result.any(axis=2)
             np.copyto(result, self.resampling.linear(normals), where=blend[..., None])
-        elif still:
-            return result
-        if not still:
+        if not np.array_equal(self.scene, np.eye(3)):
             result = cv2.transform(result, np.linalg.inv(self.scene).T)
-        length = np.sqrt(np.einsum("hwc,hwc->hw", result, result))
-        np.divide(result, length[..., None], out=result, where=length[..., None] > 0)
+        # a mirror image is exact: flipped twice, every bit is the same again
+        if not self.resampling.exact or not np.allclose(self.scene @ self.scene.T, np.eye(3)):
+            length = np.sqrt(np.einsum("hwc,hwc->hw", result, result))[..., None]
+            np.divide(result, length, out=result, where=length > 0)
         return result
 
     def intrinsics(self, intrinsics: Planes) -> Planes:
