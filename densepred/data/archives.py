@@ -1,0 +1,178 @@
+"""Archives read without trust: no name of theirs reaches outside the folder, no link of theirs is ever made."""
+
+import shutil
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from lzma import LZMAError
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import IO
+
+from densepred.data.download import SPARE_BYTES, size_text
+from densepred.errors import DataError
+
+DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, LZMAError, RuntimeError, NotImplementedError)
+LARGEST = 32 << 30
+MOST_FILES = 500_000
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A regular file in an archive or a folder.
+
+    Args:
+        source: The archive or folder.
+        path: Its path there; relative, without `..`.
+        size: Bytes.
+        open: Opens it for reading; valid until the next entry is taken.
+    """
+
+    source: Path
+    path: PurePosixPath
+    size: int
+    open: Callable[[], IO[bytes]]
+
+    def read(self) -> bytes:
+        """All of its bytes."""
+        try:
+            with self.open() as data:
+                return data.read()
+        except DAMAGE as error:
+            raise _damaged(self.source, error) from error
+
+    def copy_to(self, path: Path) -> None:
+        """Writes its bytes to `path`."""
+        try:
+            with self.open() as data, path.open("wb") as file:
+                shutil.copyfileobj(data, file, 1 << 20)
+        except DAMAGE as error:
+            raise _damaged(self.source, error) from error
+
+
+def entries(source: Path) -> Iterator[Entry]:
+    """The files of a tar (plain, gz, bz2, xz), a zip or a folder, one after the other, read when opened.
+
+    Links inside the archive are passed over: no data set here needs one, and an archive without links cannot lead a
+    later entry out of its folder.
+
+    Raises:
+        DataError: If `source` is not there, is no archive, is damaged or cut short, holds an absolute path, `..`, a
+            link that leaves the archive, or a device, or would unpack to more than 32 GiB or 500,000 files.
+    """
+    if source.is_dir():
+        return _folder_entries(source)
+    if not source.is_file():
+        raise DataError(f"{source}: no such file or folder")
+    return _limited(source, _archive_entries(source))
+
+
+def unpack(files: Iterable[Entry], folder: Path) -> None:
+    """Writes files, as `entries` gives them, below `folder`, with this machine's default permissions.
+
+    Raises:
+        DataError: If one is damaged or the disk is too small.
+    """
+    for entry in files:
+        target = folder / entry.path
+        free = shutil.disk_usage(folder).free
+        if entry.size + SPARE_BYTES > free:
+            raise DataError(
+                f"{folder}: only {size_text(free)} are free, too little for {entry.path} of {entry.source}; make room "
+                "and run the same command again"
+            )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        entry.copy_to(target)
+
+
+def _folder_entries(folder: Path) -> Iterator[Entry]:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            inside = PurePosixPath(path.relative_to(folder).as_posix())
+            yield Entry(folder, inside, path.stat().st_size, partial(_open_file, path))
+
+
+def _open_file(path: Path) -> IO[bytes]:
+    return path.open("rb")
+
+
+def _archive_entries(archive: Path) -> Iterator[Entry]:
+    if tarfile.is_tarfile(archive):
+        return _tar_entries(archive)
+    if zipfile.is_zipfile(archive):
+        return _zip_entries(archive)
+    raise DataError(f"{archive}: neither a tar nor a zip archive{_looks_like(archive)}")
+
+
+def _limited(archive: Path, found: Iterator[Entry]) -> Iterator[Entry]:
+    total = 0
+    try:
+        for count, entry in enumerate(found, start=1):
+            total += entry.size
+            if total > LARGEST or count > MOST_FILES:
+                raise DataError(
+                    f"{archive}: unpacks to more than {size_text(LARGEST)} or {MOST_FILES:,} files, which none of the "
+                    "data sets does; it is refused"
+                )
+            yield entry
+    except DAMAGE as error:
+        raise _damaged(archive, error) from error
+
+
+def _damaged(archive: Path, error: Exception) -> DataError:
+    size = size_text(archive.stat().st_size)
+    return DataError(f"{archive}: damaged or cut short at {size} ({error}); get it again")
+
+
+def _tar_entries(archive: Path) -> Iterator[Entry]:
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            path = _safe_path(archive, member.name)
+            if member.issym():
+                _safe_path(archive, str(path.parent / member.linkname), f"the link {member.name} leads to")
+            elif member.islnk():
+                _safe_path(archive, member.linkname, f"the link {member.name} leads to")
+            elif member.isreg():
+                yield Entry(archive, path, member.size, partial(_opened, tar, member))
+            elif not member.isdir():
+                raise DataError(f"{archive}: {member.name} is a device or a pipe, not a file; the archive is refused")
+
+
+def _opened(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
+    file = tar.extractfile(member)
+    if file is None:
+        raise DataError(f"{tar.name!s}: {member.name} is not a file")
+    return file
+
+
+def _zip_entries(archive: Path) -> Iterator[Entry]:
+    with zipfile.ZipFile(archive) as file:
+        for info in file.infolist():
+            path = _safe_path(archive, info.filename)
+            is_link = (info.external_attr >> 16) & 0o170000 == 0o120000
+            if not info.is_dir() and not is_link:
+                yield Entry(archive, path, info.file_size, partial(file.open, info))
+
+
+def _safe_path(archive: Path, name: str, what: str = "it holds") -> PurePosixPath:
+    """The path of an entry, once it is known to stay inside."""
+    depth = 0
+    for step in PurePosixPath(name).parts:
+        depth += -1 if step == ".." else 1
+        if depth < 0:
+            break
+    outside = depth < 0 if what != "it holds" else ".." in PurePosixPath(name).parts
+    windows = PureWindowsPath(name)
+    if outside or name.startswith("/") or windows.drive or windows.root or "\\" in name:
+        raise DataError(f"{archive}: {what} {name!r}, outside the folder to unpack to; the archive is refused")
+    return PurePosixPath(name)
+
+
+def _looks_like(path: Path) -> str:
+    with path.open("rb") as file:
+        start = file.read(512).lstrip().lower()
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return ", but a web page: the address it was downloaded from no longer holds the file"
+    return f" ({size_text(path.stat().st_size)}); get it again"
