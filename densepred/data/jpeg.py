@@ -2,7 +2,7 @@
 
 import re
 
-START = b"\xff\xd8"
+START, END = b"\xff\xd8", b"\xff\xd9"
 # in compressed data 0xff is followed by 0 (itself), D0 to D7 (restart) or 0xff (filling); all else is a marker
 MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 SCAN, LAST = 0xDA, 0xD9
@@ -33,4 +33,5 @@ def jpeg_fault(content: bytes) -> str | None:
         scanning = scanning or marker == SCAN
         # a segment's length counts its own two bytes
         position = found.end() + int.from_bytes(content[found.end() : found.end() + 2], "big")
-    return "its end is missing: it is truncated"
+    # foreign bytes may look like a segment that reaches past a whole file's end
+    return "its data are damaged" if content.endswith(END) else "its end is missing: it is truncated"

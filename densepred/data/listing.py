@@ -46,13 +46,17 @@ def evenly(names: list[str], limit: int | None) -> list[str]:
 def carve(names: list[str], share: float, block: int = 10) -> tuple[list[str], list[str]]:
     """Splits a list into (rest, carved), the second about `share` of it, in blocks of neighbours.
 
-    Neighbours in the list are often views of one scene; single ones would put a scene on both sides.
+    Neighbours in the list are often views of one scene; single ones would put a scene on both sides. Short lists have
+    smaller blocks, and at least one name is carved.
 
     Example:
         >>> carve(["a", "b", "c", "d", "e", "f"], 1 / 3, block=2)
         (['a', 'b', 'c', 'd'], ['e', 'f'])
     """
+    block = min(block, max(1, round(share * len(names))))
     # the 1e-9 keeps 10 blocks of 0.1 from summing to a little under one
     carved = [int((i // block + 1) * share + 1e-9) > int(i // block * share + 1e-9) for i in range(len(names))]
+    if not any(carved):
+        carved[-1:] = [True]
     rest = [name for name, taken in zip(names, carved, strict=True) if not taken]
     return rest, [name for name, taken in zip(names, carved, strict=True) if taken]
