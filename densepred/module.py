@@ -226,8 +226,8 @@ class DensePredictor(pl.LightningModule):
             plain = {name: recipe(value, name) for name, value in arguments.items()}
             self.save_hyperparameters({"_class_path": class_path(type(self)), **plain})
             self.hparams["_instantiator"] = "pytorch_lightning.cli.instantiate_module"
-        # what a checkpoint holds (dashboards see the initial ones): its weights are inside it, so reloading needs no others
-        self.hparams.update(without_pretrained_weights(self.hparams))
+        # what a checkpoint holds: the weights are inside it. Dashboards see the initial ones, where they came from
+        self.hparams.update(without_pretrained_weights(dict(self.hparams)))
 
 
 def _default_optimizer(parameters: Iterable[Any]) -> Optimizer:

@@ -145,7 +145,9 @@ def test_the_encoder_learns_at_its_own_rate_under_a_schedule_of_the_trainers_len
 
 
 class Data(pl.LightningDataModule):
-    classes = {"segmentation": ["floor", "wall", "box"]}
+    def __init__(self):
+        super().__init__()
+        self.classes = {"segmentation": ["floor", "wall", "box"]}
 
     def train_dataloader(self):
         return loader()

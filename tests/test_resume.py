@@ -14,7 +14,7 @@ from densepred.schedules import PolyLR
 def trained(lr, steps=4, total=10, **options):
     parameters = [torch.nn.Parameter(torch.ones(1)) for _ in range(2)]
     optimizer = torch.optim.SGD(
-        [{"params": [p], "lr": lr * scale} for p, scale in zip(parameters, (0.1, 1))], **options
+        [{"params": [p], "lr": lr * scale} for p, scale in zip(parameters, (0.1, 1), strict=True)], **options
     )
     schedule = PolyLR(optimizer, total)
     for _ in range(steps):
@@ -27,9 +27,8 @@ def test_a_resumed_run_continues_the_schedule_at_the_configured_rate():
     optimizer, schedule = trained(0.5, momentum=0.9, weight_decay=0.1)
     checkpoint = {"optimizer_states": [optimizer.state_dict()], "lr_schedulers": [schedule.state_dict()]}
     configured, fresh = trained(0.05, steps=0, momentum=0.5, weight_decay=0.0)
-    keep_configured_rates(checkpoint, torch.optim.SGD(
-        [{"params": g["params"], "lr": 0.05 * s} for g, s in zip(configured.param_groups, (0.1, 1))], momentum=0.5
-    ))  # fmt: skip
+    groups = [{"params": g["params"], "lr": lr} for g, lr in zip(configured.param_groups, (0.005, 0.05), strict=True)]
+    keep_configured_rates(checkpoint, torch.optim.SGD(groups, momentum=0.5))
     configured.load_state_dict(checkpoint["optimizer_states"][0])
     fresh.load_state_dict(checkpoint["lr_schedulers"][0])
     uninterrupted, its_schedule = trained(0.05, momentum=0.5)
