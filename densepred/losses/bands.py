@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from densepred.losses.masked import full_precision
+from densepred.losses.masked import full_precision, without_autocast
 
 _COLUMN_BLOCK = 64
 _CACHE_ELEMENTS = 2**18
@@ -126,8 +126,10 @@ def upsampled_labels(planes: Tensor, size: tuple[int, int], dtype: torch.dtype) 
         >>> upsampled_labels(torch.tensor([[[[0.0, 1.0]], [[0.4, 0.4]]]]), (1, 4), torch.uint8)
         tensor([[[1, 1, 0, 0]]], dtype=torch.uint8)
     """
+    if planes.shape[2:] == tuple(size):
+        return planes.max(dim=1).indices.to(dtype)
     labels = torch.empty((planes.shape[0], *size), dtype=dtype, device=planes.device)
-    with torch.autocast(planes.device.type, enabled=False):
+    with without_autocast(planes):
         bands = Bands(full_precision(planes), size)
         for images in bands.groups:
             for block, band in bands.over(bands.widen(images)):

@@ -8,8 +8,8 @@ from torch.autograd.function import once_differentiable
 
 from densepred.errors import ConfigurationError
 from densepred.losses.bands import Bands
-from densepred.losses.masked import full_precision
-from densepred.losses.segmentation import known_labels
+from densepred.losses.masked import full_precision, without_autocast
+from densepred.losses.segmentation import cross_entropy, known_labels
 
 
 def upsampled_cross_entropy(planes: Tensor, target: Tensor, class_weights: Tensor | None = None) -> Tensor:
@@ -47,10 +47,12 @@ def upsampled_cross_entropy(planes: Tensor, target: Tensor, class_weights: Tenso
             f"upsampled_cross_entropy: planes of size {tuple(planes.shape)} want labels of size "
             f"({planes.shape[0]}, H, W); got {tuple(target.shape)}."
         )
+    if planes.shape[2:] == target.shape[1:]:
+        return cross_entropy(planes, target, class_weights)  # there is nothing to save
     known, alarm = known_labels(target, planes.shape[1])
     planes = full_precision(planes)
     weights = None if class_weights is None else class_weights.to(planes)
-    with torch.autocast(planes.device.type, enabled=False):
+    with without_autocast(planes):
         loss: Tensor = _UpsampledCrossEntropy.apply(planes, target, known, weights)
     return loss + alarm
 
@@ -58,36 +60,40 @@ def upsampled_cross_entropy(planes: Tensor, target: Tensor, class_weights: Tenso
 class _UpsampledCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, planes: Tensor, target: Tensor, known: Tensor, class_weights: Tensor | None) -> Tensor:
-        height, width = target.shape[1:]
-        bands = Bands(planes.detach(), (height, width))
+        bands = Bands(planes.detach(), (target.shape[1], target.shape[2]))
         gradient = torch.empty_like(planes) if ctx.needs_input_grad[0] else None
-        losses, totals = [], []
-        for images in bands.groups:
-            wide = bands.widen(images)
-            wide_gradient = torch.zeros_like(wide) if gradient is not None else None
-            for block, band in bands.over(wide):
-                index = target[images, block.pixels].transpose(0, 1).unsqueeze(2)
-                weight = known[images, block.pixels].transpose(0, 1).unsqueeze(2)
-                index = torch.where(weight, index, 0).long()
-                factor = 1.0 if class_weights is None else class_weights[index]
-                weight = weight.to(band.dtype) * factor
-                losses.append(_softmax_minus_one_hot_(band, index, weight))
-                totals.append(weight.sum())
-                if wide_gradient is not None:
-                    wide_gradient.flatten(1)[block.cells].addmm_(block.weights.T, band.flatten(1))
-            if gradient is not None and wide_gradient is not None:
-                gradient[images] = bands.narrow(wide_gradient)
-        total = torch.stack(totals).sum()
+        sums = [_group(bands, images, target, known, class_weights, gradient) for images in bands.groups]
+        loss, total = torch.stack(sums).sum(0).unbind()
+        # not clamp: class weights may be small
         total = torch.where(total > 0, total, 1)
         if gradient is not None:
             ctx.save_for_backward(gradient.div_(total))
-        return torch.stack(losses).sum() / total
+        return loss / total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * grad_output, None, None, None
+
+
+def _group(
+    bands: Bands, images: slice, target: Tensor, known: Tensor, class_weights: Tensor | None, gradient: Tensor | None
+) -> Tensor:
+    """Summed loss and summed weight (2,) of some images, whose gradient is written into `gradient`."""
+    wide = bands.widen(images)
+    wide_gradient = None if gradient is None else torch.zeros_like(wide)
+    sums = []
+    for block, band in bands.over(wide):
+        index, weight = (labels[images, block.pixels].transpose(0, 1).unsqueeze(2) for labels in (target, known))
+        index = torch.where(weight, index, 0).long()
+        weight = weight.to(band.dtype) * (1.0 if class_weights is None else class_weights[index])
+        sums.append(torch.stack([_softmax_minus_one_hot_(band, index, weight), weight.sum()]))
+        if wide_gradient is not None:
+            wide_gradient.flatten(1)[block.cells].addmm_(block.weights.T, band.flatten(1))
+    if gradient is not None and wide_gradient is not None:
+        gradient[images] = bands.narrow(wide_gradient)
+    return torch.stack(sums).sum(0)
 
 
 def _softmax_minus_one_hot_(logits: Tensor, index: Tensor, weight: Tensor) -> Tensor:

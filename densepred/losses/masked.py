@@ -5,6 +5,8 @@ The rule that makes a missing pixel's gradient exactly zero, whatever stands the
 0 * NaN and 0 * inf are NaN, forward and backward.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,12 @@ def full_precision(values: Tensor) -> Tensor:
         torch.float32
     """
     return values if values.dtype == torch.float64 else values.float()
+
+
+def without_autocast(like: Tensor) -> AbstractContextManager[object]:
+    """Matrix products in the precision of their factors, on the device of `like`."""
+    device = like.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def require_same_size(loss: str, output: Tensor, target: Tensor) -> None:
