@@ -16,7 +16,9 @@ import scipy.io
 from PIL import Image
 
 from densepred.data import convert_sbd, convert_voc
+from densepred.data.atomic import whole_file
 from densepred.data.download import RemoteFile
+from densepred.data.voc import PascalVOC
 from densepred.errors import DataError
 from tests.fakes import voc_palette, write_jpeg, write_sbd, write_voc
 from tests.local_server import LocalServer
@@ -33,6 +35,20 @@ def pack(path: Path, folder: Path, inside: str, mode: str = "w") -> Path:
     with tarfile.open(path, mode) as tar:
         tar.add(folder, inside)
     return path
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_rest(tmp_path):
+    path = tmp_path / "train.txt"
+    path.write_text("old")
+
+    def write_half() -> None:
+        with whole_file(path) as temporary:
+            temporary.write_text("ne")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_half()
+    assert tree(tmp_path) == {"train.txt": b"old"}
 
 
 @pytest.fixture
@@ -139,6 +155,19 @@ def test_prepare_sbd_adds_its_labels_and_the_list_of_the_union_without_vocs_val(
     said = capsys.readouterr().out
     assert "trainaug has 5 images" in said
     assert "10,582" in said
+
+
+def test_the_reader_of_voc_finds_every_label_of_trainaug(voc, sbd):
+    run("sbd", sbd, "--root", voc)
+    samples = PascalVOC(voc, "trainaug")
+    assert [samples.read(i)["name"] for i in range(len(samples))] == [
+        TRAIN,
+        "2007_000001",
+        "2007_000002",
+        UNLABELLED,
+        NEW,
+    ]
+    np.testing.assert_array_equal(samples.read(4)["segmentation"], sbd_label(sbd, NEW))
 
 
 def test_prepare_sbd_keeps_the_labels_that_are_done(voc, sbd, tmp_path):

@@ -17,6 +17,7 @@ from PIL import Image
 
 from densepred.data import convert_nyu
 from densepred.data.download import RemoteFile
+from densepred.data.nyu import NYUDepthV2
 from densepred.data.nyu_labelled import read_mapping, read_splits
 from densepred.errors import DataError
 from tests.fakes import write_nyu_mat
@@ -71,6 +72,16 @@ def test_prepare_nyu_has_the_layout_of_the_prepared_set(labelled, tmp_path, caps
         assert (root / "meta" / name).read_bytes() == (labelled.parent / name).read_bytes()
     said = capsys.readouterr().out
     assert f"is in {root}: 4 training and 2 test frames, raw depth, holes kept as missing" in said
+
+
+def test_the_reader_of_nyu_reads_what_was_prepared(labelled, tmp_path):
+    run("nyu", labelled, "--root", tmp_path / "nyuv2")
+    with h5py.File(labelled) as file:
+        metres = np.swapaxes(file["rawDepths"][4], 0, 1)
+    sample = NYUDepthV2(tmp_path / "nyuv2", ["0005"], targets=("segmentation", "depth")).read(0)
+    np.testing.assert_allclose(sample["depth"], metres, atol=0.0005001)
+    assert (sample["depth"][2:6, 3:9] == 0).all()
+    assert sample["segmentation"].dtype == np.uint8
 
 
 def rewritten(labelled: Path, **arrays: np.ndarray) -> Path:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 ABOUT = {
     "voc": "Pascal VOC 2012: ROOT/VOCdevkit/VOC2012 from the official archive (1.9 GiB)",
-    "sbd": "SBD's labels beside VOC's: SegmentationClassAug and trainaug.txt, 10,582 images, in the VOC folder",
+    "sbd": "SBD's labels beside VOC's: 10,582 training images (SegmentationClassAug, trainaug.txt)",
     "nyu": "NYU Depth v2: images, depth, 40 classes from the official labelled .mat file (2.8 GiB)",
 }
 
@@ -19,19 +19,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sbd.set_defaults(prepare=_prepare_sbd)
     sbd.add_argument("archive", nargs="?", type=Path, help="benchmark.tgz or the unpacked folder benchmark_RELEASE")
     for own in (voc, sbd):
-        own.add_argument("--root", type=Path, default=Path("data"), help="folder of VOCdevkit (default: data)")
+        own.add_argument(
+            "--root", type=Path, default=Path("data"), metavar="FOLDER", help="folder of VOCdevkit (default: data)"
+        )
     nyu.set_defaults(prepare=_prepare_nyu)
     _add_nyu_arguments(nyu)
     for own in (voc, sbd, nyu):
-        own.add_argument("--downloads", type=Path, default=Path("data/downloads"), help="default: data/downloads")
+        own.add_argument(
+            "--downloads",
+            type=Path,
+            default=Path("data/downloads"),
+            metavar="FOLDER",
+            help="where archives are kept (default: data/downloads); what a broken download left there is continued",
+        )
         own.add_argument("--url", help="another address of the same archive; its checksum is tested")
 
 
 def _add_nyu_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("archive", nargs="?", type=Path, metavar="FILE.mat", help="nyu_depth_v2_labeled.mat")
-    parser.add_argument("--splits", type=Path, help="splits.mat (default: beside FILE.mat, else downloaded)")
-    parser.add_argument("--mapping", type=Path, help="classMapping40.mat (default: beside FILE.mat, else downloaded)")
-    parser.add_argument("--root", type=Path, default=Path("data/nyuv2"), help="folder to make (default: data/nyuv2)")
+    parser.add_argument(
+        "--splits", type=Path, metavar="FILE", help="splits.mat (default: beside FILE.mat, else downloaded)"
+    )
+    parser.add_argument(
+        "--mapping", type=Path, metavar="FILE", help="classMapping40.mat (default: beside FILE.mat, else downloaded)"
+    )
+    parser.add_argument(
+        "--root", type=Path, default=Path("data/nyuv2"), metavar="FOLDER", help="folder to make (default: data/nyuv2)"
+    )
     parser.add_argument(
         "--depth",
         choices=("raw", "filled"),

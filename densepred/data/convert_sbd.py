@@ -91,7 +91,7 @@ def prepare_sbd(source: Path, voc: Path) -> Augmented:
     found = _Found()
     palette = _voc_palette(voc, sorted(voc_train)[0])
     for entry in tqdm(_sbd_files(source), desc="reading SBD", unit=" files", disable=None):
-        _take(entry, voc, palette, voc_train | voc_val, found, result)
+        _take(entry, voc, palette, found, result)
     names = _augmented_names(source, found, voc_train, voc_val)
     _check_pairs(source, voc, names)
     result.sbd_train, result.sbd_val = len(found.lists["train"]), len(found.lists["val"])
@@ -150,7 +150,7 @@ def _take_over_voc_labels(voc: Path, names: list[str], result: Augmented) -> Non
         result.voc_labels += 1
 
 
-def _take(entry: Entry, voc: Path, palette: bytes | None, own: set[str], found: _Found, result: Augmented) -> None:
+def _take(entry: Entry, voc: Path, palette: bytes | None, found: _Found, result: Augmented) -> None:
     """Makes of an entry what it is for."""
     name, kind = entry.path.stem, entry.path.suffix
     if kind == ".txt":
@@ -158,7 +158,7 @@ def _take(entry: Entry, voc: Path, palette: bytes | None, own: set[str], found: 
     elif kind == ".mat":
         found.labels.add(name)
         target = result.folder / f"{name}.png"
-        if name not in own and not is_written(target):
+        if not is_written(target):  # VOC's own labels are there by now
             _write_label(read_sbd_label(entry.read(), f"{entry.source}: {entry.path}"), palette, target)
     elif not is_written(voc / "JPEGImages" / entry.path.name):
         with whole_file(voc / "JPEGImages" / entry.path.name) as temporary:

@@ -58,13 +58,13 @@ def fetch(remote: RemoteFile, folder: Path, url: str | None = None) -> Path:
         _check_existing(path, remote)
         return path
     failures = []
+    print(f"Downloading {remote.name} to {path.parent}", flush=True)
     for address in (url,) if url else remote.urls:
-        print(f"Downloading {address}\n         to {path}", flush=True)
+        print(f"  from {address}", flush=True)
         try:
             return download(address, path, remote.md5)
         except DataError as error:
             failures.append(f"  {error}")
-            print(f"  failed: {address}", flush=True)
     raise DataError(f"{remote.name} could not be downloaded:\n" + "\n".join(failures) + f"\n{remote.ways_out}")
 
 
@@ -127,7 +127,7 @@ def size_text(count: float) -> str:
 def md5_of(path: Path) -> str:
     """The MD5 checksum of a file, in hexadecimal."""
     digest = hashlib.md5(usedforsecurity=False)
-    with path.open("rb") as file, _bar(path.stat().st_size, "checking") as bar:
+    with path.open("rb") as file, _bar(path.stat().st_size, "checking", leave=False) as bar:
         while block := file.read(CHUNK):
             digest.update(block)
             bar.update(len(block))
@@ -238,9 +238,10 @@ def _check_existing(path: Path, remote: RemoteFile) -> None:
         )
 
 
-def _bar(total: int | None, text: str, initial: int = 0) -> Any:
+def _bar(total: int | None, text: str, initial: int = 0, leave: bool = True) -> Any:
     # disable=None: a bar for people, none in a log file
-    return tqdm(total=total, initial=initial, desc=text, unit="B", unit_scale=True, unit_divisor=1024, disable=None)
+    scale = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
+    return tqdm(total=total, initial=initial, desc=text, leave=leave, disable=None, **scale)
 
 
 def _size(path: Path) -> int:
