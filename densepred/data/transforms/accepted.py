@@ -50,8 +50,8 @@ def check_pipeline(pipeline: A.BasicTransform | A.BaseCompose, where: str) -> No
     Accepted are transforms of ours, albumentations' `ImageOnlyTransform` (photometric), `NoOp` and `ToTensorV2`.
 
     Raises:
-        ConfigurationError: If a leaf of the pipeline, however deeply nested, is none of these, or if it was given an
-            argument that it does not have.
+        ConfigurationError: If a leaf of the pipeline, however deeply nested, is none of these, or was given an
+            argument that it does not have, or if a Compose names targets of its own.
     """
     for place, leaf, channels_only in _leaves(pipeline, where, False):
         name = type(leaf).__name__
@@ -79,6 +79,11 @@ def _leaves(
     node: A.BasicTransform | A.BaseCompose, where: str, channels_only: bool
 ) -> Iterator[tuple[str, A.BasicTransform, bool]]:
     if isinstance(node, A.BaseCompose):
+        if node.additional_targets:
+            raise ConfigurationError(
+                f"{where}: {type(node).__name__} names additional_targets {node.additional_targets}. Leave them out: "
+                "the datamodule says which kind each key of the sample is."
+            )
         channels_only = channels_only or isinstance(node, A.SelectiveChannelTransform)
         for index, child in enumerate(node.transforms):
             yield from _leaves(child, f"{where} > {type(node).__name__}[{index}]", channels_only)

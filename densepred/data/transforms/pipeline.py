@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import albumentations as A
 import numpy as np
 
+from densepred.data.memory import keep_memory
 from densepred.data.transforms.accepted import check_pipeline
 from densepred.data.transforms.resampling import Planes
 from densepred.errors import ConfigurationError, DataError
@@ -61,12 +62,6 @@ class SampleTransforms:
             for index, step in enumerate(pipeline or ()):
                 check_pipeline(step, f"transforms[{index}]")
         steps = pipeline if isinstance(pipeline, A.BaseCompose) else A.Compose(list(pipeline or ()))
-        named = getattr(steps, "additional_targets", None)
-        if named:
-            raise ConfigurationError(
-                f"transforms: the Compose names additional_targets {named}. Leave them out: "
-                "the datamodule says which kind each key of the sample is."
-            )
         targets = {key: kind.value for key, kind in self.kinds.items() if kind is not Kind.NAME}
         # a copy: targets and random state are set on every transform inside. A Compose around it: a strict one would
         # refuse keys, such as the name, that no transform of its own knows
@@ -74,6 +69,7 @@ class SampleTransforms:
 
     def __call__(self, sample: Sample, seed: tuple[int, ...] | None = None) -> Sample:
         """The sample after the pipeline."""
+        keep_memory()
         sample = self._checked(sample)
         numbers = np.random.default_rng(random.getrandbits(128) if seed is None else seed)
         # one stream for all: seeded by albumentations, every transform would draw the same numbers as its neighbour

@@ -130,7 +130,8 @@ class Window(Resampling):
         """The nearest pixel's value."""
         cut = planes[self.rows.source, self.columns.source]
         if not self.exact:
-            cut = cut[self.rows.nearest][:, self.columns.nearest]
+            # take: indexing by an array makes planes whose axes lie the wrong way round in memory
+            cut = cut.take(self.columns.nearest, axis=1).take(self.rows.nearest, axis=0)
         if self.kept == self.size:
             return np.ascontiguousarray(cut)
         canvas = np.full((*self.size, *planes.shape[2:]), missing, planes.dtype)
