@@ -12,7 +12,7 @@ from densepred.losses import BinaryCrossEntropyLoss, CosineLoss, CrossEntropyLos
 from densepred.losses import bands as bands_file
 from densepred.losses.bands import interpolation_matrix, upsampled_labels
 from densepred.losses.fused import upsampled_cross_entropy
-from densepred.losses.segmentation import known_labels
+from densepred.losses.segmentation import cross_entropy, known_labels
 
 
 def with_gradient(loss, output, *arguments):
@@ -83,7 +83,8 @@ def test_missing_pixels_have_exactly_zero_gradient_and_known_ones_do_not(loss, o
 def test_missing_pixels_do_not_change_the_loss_whatever_is_predicted_there(loss, output, target, missing):
     value, gradient = with_gradient(loss, output, target)
     wild = output.clone()
-    wild[..., 0] = 1e30
+    # softmax of NaN is NaN in torch's own cross-entropy, ignored or not
+    wild[..., 0] = 1e30 if isinstance(loss, CrossEntropyLoss) else math.nan
     cropped, cropped_gradient = with_gradient(loss, output[..., 1:], target[..., 1:])
     wild_value, wild_gradient = with_gradient(loss, wild, target)
     torch.testing.assert_close(wild_value, value)
@@ -129,6 +130,13 @@ def test_cross_entropy_is_torchs_with_class_weights_and_void():
         expected = with_gradient(lambda x: F.cross_entropy(x, labels.long(), given, ignore_index=255), output)  # noqa: B023
         got = with_gradient(CrossEntropyLoss(None if given is None else given.tolist()), output, labels)
         torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, upsampled_cross_entropy])
+def test_class_weights_count_relative_to_each_other(loss):
+    planes, labels = torch.randn(1, 3, 2, 2), torch.randint(0, 3, (1, 2, 2) if loss is cross_entropy else (1, 8, 8))
+    weights = torch.tensor([1.0, 2.0, 3.0])
+    torch.testing.assert_close(loss(planes, labels, 1e-6 * weights), loss(planes, labels, weights))
 
 
 def test_binary_cross_entropy_is_torchs_over_the_known_answers():
@@ -364,3 +372,10 @@ def test_labels_by_bands_are_those_of_the_upsampled_planes(size, image):
     labels = upsampled_labels(planes, image, torch.uint8)
     assert labels.dtype == torch.uint8
     assert torch.equal(labels.long(), expected)
+
+
+def test_labels_by_bands_are_as_exact_under_autocast():
+    planes = torch.randn(1, 8, 16, 16)
+    expected = upsampled_labels(planes, (128, 128), torch.uint8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(upsampled_labels(planes, (128, 128), torch.uint8), expected)
