@@ -102,9 +102,10 @@ def test_a_sample_travels_as_small_plain_types():
 
 
 def test_channels_rows_and_columns_keep_their_places():
-    image = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
-    tensor = to_tensor(image, Kind.IMAGE)
-    assert tensor[2, 1, 0] == image[1, 0, 2]
+    for channels in (1, 3, 4, 6):
+        whole = np.arange(4 * 3 * channels, dtype=np.uint8).reshape(4, 3, channels)
+        for image in (whole, whole[:, ::-1], whole[1:3, 1:], whole.astype(np.float32)):
+            np.testing.assert_array_equal(to_tensor(image, Kind.IMAGE), np.transpose(image, (2, 0, 1)))
     labels = to_tensor(np.array([[0, 894]], np.uint16), Kind.LABEL)
     assert (labels.dtype, labels.tolist()) == (torch.int32, [[0, 894]])
 

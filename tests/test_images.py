@@ -84,6 +84,14 @@ def test_foreign_bytes_within_a_jpeg_are_found(tmp_path, seed):
         read_image(path)
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_marker_that_cannot_stand_within_a_scan_is_found_with_its_place(progressive):
+    content = bytearray(jpeg(progressive=progressive))
+    place = content.rindex(b"\xff\xda") + 300
+    content[place : place + 4] = b"\xff\xc1\x00\x04"
+    assert jpeg_fault(bytes(content)) == f"its data are damaged at byte {place}"
+
+
 @pytest.mark.parametrize(
     ("content", "cause"),
     [(b"", "it is empty, 0 bytes"), (b"<html>404</html>", "truncated, damaged or no picture")],

@@ -1,5 +1,6 @@
 """Reading pictures, labels and depth from files; what cannot be read becomes one error that names file and cause."""
 
+import io
 import struct
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def read_label(path: Path) -> np.ndarray:
         DataError: If the file is missing, damaged, or holds colours.
     """
     # cv2 would expand a palette to its colours
-    image = _open(path)
+    image = _open(io.BytesIO(read_bytes(path)), path)
     if image.mode not in {"P", "L", "1", "I", "I;16", "I;16B"}:
         raise DataError(
             f"{path}: expected class indices (an 8-bit palette or grey PNG, or 16-bit grey), but this is a "
@@ -67,7 +68,7 @@ def read_depth(path: Path, metres: float = 0.001) -> np.ndarray:
     Raises:
         DataError: If the file is missing, damaged, or not of 16 bits.
     """
-    image = _open(path)
+    image = _open(io.BytesIO(read_bytes(path)), path)
     if not image.mode.startswith("I"):
         raise DataError(
             f"{path}: expected depth as a 16-bit grey PNG in steps of {metres} m, but it is a picture of mode "
@@ -86,7 +87,7 @@ def read_size(path: Path) -> tuple[int, int]:
     if path.suffix == ".npy":
         shape = read_npy(path).shape
         return (shape[0], shape[1])
-    with _open(path) as image:
+    with _open(path, path) as image:
         return (image.height, image.width)
 
 
@@ -141,9 +142,9 @@ def refuse_values(labels: np.ndarray, classes: int, path: Path) -> None:
         )
 
 
-def _open(path: Path) -> Image.Image:
+def _open(file: Path | io.BytesIO, path: Path) -> Image.Image:
     try:
-        return Image.open(path)
+        return Image.open(file)
     except FileNotFoundError as error:
         raise DataError(f"{path}: there is no such file.") from error
     except UnidentifiedImageError as error:
