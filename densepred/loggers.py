@@ -1,6 +1,7 @@
 """Where a run's numbers go: always a CSV file in its own folder, and whatever loggers the user adds."""
 
 import csv
+import netrc
 import os
 import socket
 from pathlib import Path
@@ -82,14 +83,12 @@ def wandb_offline_unless_reachable(folder: str | Path) -> str | None:
     os.environ.setdefault("WANDB_DIR", str(folder))
     if os.environ.get("WANDB_MODE"):
         return None
-    import wandb
-
+    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("://")[-1].split("/")[0]
+    name, _, port = host.partition(":")
     reason = None
-    if not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key):
+    if not (os.environ.get("WANDB_API_KEY") or _in_netrc(name)):
         reason = "no API key (wandb login)"
     else:
-        host = wandb.api.settings("base_url").split("://")[-1].split("/")[0]
-        name, _, port = host.partition(":")
         try:
             socket.create_connection((name, int(port or 443)), timeout=3).close()
         except OSError as error:
@@ -98,6 +97,17 @@ def wandb_offline_unless_reachable(folder: str | Path) -> str | None:
         return None
     os.environ["WANDB_MODE"] = "offline"
     return f"Weights & Biases runs offline: {reason}. Upload later with: wandb sync {folder}/wandb/offline-run-*"
+
+
+def _in_netrc(host: str) -> bool:
+    """Whether `wandb login` has left a key."""
+    for path in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc"):
+        if path and Path(path).expanduser().is_file():
+            try:
+                return netrc.netrc(Path(path).expanduser()).authenticators(host) is not None
+            except netrc.NetrcParseError:
+                return False
+    return False
 
 
 def with_run_logger(loggers: Any, save_dir: str | Path, version: int | None) -> list[Any] | bool:

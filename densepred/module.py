@@ -1,12 +1,13 @@
 """DensePredictor: an encoder, a decoder for each task and a list of tasks, trained together by Lightning."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pytorch_lightning as pl
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import Metric
 
 from densepred.decoders.base import DecoderFactory
 from densepred.encoders.base import Encoder
@@ -14,7 +15,7 @@ from densepred.errors import ConfigurationError
 from densepred.network import AUXILIARY, DenseNetwork
 from densepred.recipe import class_path, recipe
 from densepred.resume import keep_configured_rates
-from densepred.sample import pad_batch
+from densepred.sample import Kind, pad_planes
 from densepred.tasks.base import Batch, Task
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
@@ -111,22 +112,25 @@ class DensePredictor(pl.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Predictions by task name."""
-        return self(batch["image"])
+        return self.forward(batch["image"])
 
     def _planes(self, batch: Batch) -> dict[str, Tensor]:
         return self.network.planes(batch["image"])
 
     def _losses(self, stage: str, planes: dict[str, Tensor], batch: Batch) -> Tensor:
         # planes cover the image padded to the encoder's multiple, so the targets are padded (with "missing") alike
-        padded = pad_batch(batch, self.network.encoder.multiple)
-        size = len(batch["image"])
+        image = batch["image"]
+        size = self.network.padded_size(image.shape[-2], image.shape[-1])
+        padded = {**batch, "image": pad_planes(image, size, Kind.IMAGE)}
+        for task in self._tasks:
+            padded |= task.pad(batch, size)
         losses = {task.name: task.loss_from_planes(planes[task.name], padded) for task in self._tasks}
         total = sum(task.weight * losses[task.name] for task in self._tasks)
         for task in self._tasks:
-            self.log(f"{stage}/{task.name}/loss", losses[task.name], batch_size=size, sync_dist=stage != "train")
+            self.log(f"{stage}/{task.name}/loss", losses[task.name], batch_size=len(image), sync_dist=stage != "train")
             if (extra := planes.get(f"{task.name}/{AUXILIARY}")) is not None:
                 total = total + self.auxiliary_weight * task.weight * task.loss_from_planes(extra, padded)
-        self.log(f"{stage}/loss", total, batch_size=size, prog_bar=stage == "train", sync_dist=stage != "train")
+        self.log(f"{stage}/loss", total, batch_size=len(image), prog_bar=stage == "train", sync_dist=stage != "train")
         return total  # type: ignore[return-value]
 
     def _evaluate(self, stage: str, batch: Batch) -> dict[str, Any]:
@@ -134,7 +138,7 @@ class DensePredictor(pl.LightningModule):
         loss = self._losses(stage, planes, batch)
         predictions = self._predictions(planes, batch["image"])
         for task in self._tasks:
-            self.metrics[f"{stage}/{task.name}"].update(predictions[task.name], batch[task.name])
+            self._metric(stage, task).update(predictions[task.name], task.target(batch))
         return {"loss": loss, "predictions": predictions}
 
     def _predictions(self, planes: dict[str, Tensor], image: Tensor) -> dict[str, Tensor]:
@@ -162,32 +166,41 @@ class DensePredictor(pl.LightningModule):
 
     def _reset(self, stage: str) -> None:
         for task in self._tasks:
-            self.metrics[f"{stage}/{task.name}"].reset()
+            self._metric(stage, task).reset()
 
     def _log_metrics(self, stage: str) -> None:
         for task in self._tasks:
-            for key, value in self.metrics[f"{stage}/{task.name}"].compute().items():
+            for key, value in self._metric(stage, task).compute().items():
                 self.log(f"{stage}/{task.name}/{key}", value.float(), prog_bar=key in task.shown)
+
+    def _metric(self, stage: str, task: Task) -> Metric:
+        return cast(Metric, self.metrics[f"{stage}/{task.name}"])
 
     @property
     def _tasks(self) -> list[Task]:
-        return list(self.tasks)  # type: ignore[arg-type]
+        return [cast(Task, task) for task in self.tasks]
 
     def setup(self, stage: str) -> None:
-        """Compares the tasks' classes with the data's before the first step."""
+        """Compares the classes with the data's before the first step; a mere number of classes gets their names."""
         data = getattr(self.trainer, "datamodule", None)
-        for task in self._tasks:
+        for index, task in enumerate(self._tasks):
             expected = getattr(data, "classes", {}).get(task.name)
             names = getattr(task, "classes", None)
-            if expected is None or names is None:
+            if expected is None or names is None or list(names) == list(expected):
                 continue
-            if len(names) != len(expected):
+            if len(names) != len(expected) or not isinstance(task.init_args["classes"], int):
                 raise ConfigurationError(
-                    f"Task {task.name!r} has {len(names)} classes, {type(data).__name__} has {len(expected)}: "
-                    f"{', '.join(expected)}. Set the task's classes to {len(expected)}, or to this list of names."
+                    f"Task {task.name!r} has {len(names)} classes ({', '.join(names)}), {type(data).__name__} has "
+                    f"{len(expected)} ({', '.join(expected)}). Set the task's classes to {len(expected)}, or to the "
+                    "data's names in their order."
                 )
-            if isinstance(task.init_args.get("classes"), int):
-                task.classes = list(expected)  # type: ignore[assignment]
+            self._name_classes(index, task, list(expected))
+
+    def _name_classes(self, index: int, task: Task, names: list[str]) -> None:
+        task.classes = task.init_args["classes"] = names  # type: ignore[assignment]
+        self.hparams["tasks"][index]["init_args"]["classes"] = names  # so that a checkpoint knows them without the data
+        for stage in ("val", "test"):
+            self.metrics[f"{stage}/{task.name}"] = task.metrics(stage).to(self.device)
 
     def configure_optimizers(self) -> Any:
         """The optimizer over two groups, encoder and the rest, and the schedule, stepped every step."""

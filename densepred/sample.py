@@ -16,7 +16,7 @@ name       str                                      none
 """
 
 from enum import StrEnum
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -69,7 +69,7 @@ def valid_segmentation(labels: Array, classes: int | None = None) -> Array:
         labels: any; returns the same shape, boolean.
     """
     if str(labels.dtype).endswith("uint8"):
-        return cast(Array, labels != VOID)
+        return labels != VOID  # type: ignore[no-any-return]
     known = labels >= 0
     if classes is not None and classes <= VOID:
         known = known & (labels != VOID)
@@ -87,7 +87,7 @@ def valid_normals(normals: Array, axis: int = -3) -> Array:
     Shape:
         normals: (..., 3, H, W) with `axis` -3; returns (..., H, W), boolean.
     """
-    return cast(Array, (normals != 0).any(axis) & (abs(normals) < float("inf")).all(axis))
+    return (normals != 0).any(axis) & (abs(normals) < float("inf")).all(axis)  # type: ignore[no-any-return]
 
 
 def pad_planes(planes: Tensor, size: tuple[int, int], kind: Kind) -> Tensor:
@@ -101,18 +101,3 @@ def pad_planes(planes: Tensor, size: tuple[int, int], kind: Kind) -> Tensor:
     rows = torch.arange(size[0], device=planes.device).clamp_(max=planes.shape[-2] - 1)
     columns = torch.arange(size[1], device=planes.device).clamp_(max=planes.shape[-1] - 1)
     return planes.index_select(-2, rows).index_select(-1, columns)
-
-
-def pad_batch(
-    batch: dict[str, Tensor | list[str]], multiple: int, kinds: dict[str, Kind] = SAMPLE_KINDS
-) -> dict[str, Tensor | list[str]]:
-    """Pads every plane of a batch right and bottom to the next multiple, so that maps of any stride cover it."""
-    height, width = batch["image"].shape[-2:]  # type: ignore[union-attr]
-    size = (-(-height // multiple) * multiple, -(-width // multiple) * multiple)
-    if size == (height, width):
-        return batch
-    planar = {Kind.IMAGE, Kind.LABEL, Kind.DEPTH, Kind.NORMALS, Kind.WEIGHT}
-    return {
-        key: pad_planes(value, size, kinds[key]) if isinstance(value, Tensor) and kinds.get(key) in planar else value
-        for key, value in batch.items()
-    }

@@ -24,7 +24,7 @@ class PolyLR(LambdaLR):
             if step < warmup_steps:
                 return (step + 1) / (warmup_steps + 1)
             done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-            return max(0.0, 1.0 - done) ** power
+            return math.pow(max(0.0, 1.0 - done), power)
 
         super().__init__(optimizer, factor)
 

@@ -29,7 +29,7 @@ ROOMS = {
         "init_args": {
             "encoder": {"class_path": "ResNetEncoder", "init_args": {"name": "resnet18"}},
             "decoder": {"class_path": "UNetDecoder", "init_args": {"widths": [16, 16, 8, 8]}},
-            "tasks": [{"class_path": "Segmentation", "init_args": {"classes": 6}}, {"class_path": "Depth"}],
+            "tasks": [{"class_path": "Segmentation", "init_args": {"classes": 11}}, {"class_path": "Depth"}],
             "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1, "momentum": 0.9}},
             "lr_scheduler": {"class_path": "PolyLR", "init_args": {"power": 1.0}},
         },

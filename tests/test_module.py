@@ -14,6 +14,7 @@ from densepred.module import DensePredictor
 from densepred.schedules import PolyLR
 from densepred.tasks.depth import Depth
 from densepred.tasks.normals import Normals
+from densepred.tasks.regression import Regression
 from densepred.tasks.segmentation import Segmentation
 
 CLASSES = 4
@@ -144,6 +145,20 @@ def test_the_encoder_learns_at_its_own_rate_under_a_schedule_of_the_trainers_len
     assert covered == {id(p) for p in module.parameters()}
 
 
+def test_a_task_of_any_name_and_a_mask_are_padded_with_missing_where_the_image_is(tmp_path):
+    flow = Regression(2, name="flow")
+    second = Segmentation(CLASSES, name="second")
+    module = build(tasks=[flow, second])
+    module.log = lambda *args, **kwargs: None
+    batch = next(iter(loader(size=(40, 56))))
+    batch |= {"flow": torch.rand(2, 2, 40, 56), "flow_valid": torch.ones(2, 1, 40, 56), "second": batch["segmentation"]}
+    with torch.no_grad():
+        loss = module.eval().training_step(batch, 0)
+        planes = {k: v[..., :40, :56] for k, v in module.network(batch["image"]).items()}
+    labels = torch.nn.functional.cross_entropy(planes["second"], batch["second"].long(), ignore_index=255)
+    torch.testing.assert_close(loss, (planes["flow"] - batch["flow"]).square().mean() + labels)
+
+
 class Data(pl.LightningDataModule):
     def __init__(self):
         super().__init__()
@@ -154,8 +169,20 @@ class Data(pl.LightningDataModule):
 
 
 def test_classes_that_differ_from_the_datas_are_refused_before_the_first_step(tmp_path):
-    with pytest.raises(ConfigurationError, match=r"'segmentation' has 4 classes, Data has 3: floor, wall, box"):
+    with pytest.raises(ConfigurationError, match=r"'segmentation' has 4 classes .*Data has 3 \(floor, wall, box\)"):
         trainer(tmp_path).fit(build(), datamodule=Data())
+
+
+def test_class_names_come_from_the_data_into_metrics_and_checkpoint(tmp_path):
+    run = trainer(tmp_path, limit_val_batches=0, enable_checkpointing=False)
+    module = build(tasks=[Segmentation(3)])
+    data = Data()
+    samples = [{**sample(i), "segmentation": sample(i)["segmentation"] % 3} for i in range(2)]
+    data.train_dataloader = lambda: DataLoader(samples, 2)
+    run.fit(module, datamodule=data)
+    assert set(run.validate(module, data.train_dataloader(), verbose=False)[0]) >= {"val/segmentation/iou/floor"}
+    run.save_checkpoint(tmp_path / "x.ckpt")
+    assert DensePredictor.load_from_checkpoint(tmp_path / "x.ckpt").tasks[0].classes == ["floor", "wall", "box"]
 
 
 @pytest.mark.parametrize(

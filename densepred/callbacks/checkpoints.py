@@ -40,7 +40,7 @@ class WholeFileCheckpointIO(TorchCheckpointIO):
     Lightning's own writes to the system's temporary folder and moves, which copies where that is another disk.
     """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:  # type: ignore[override]
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Saves to a local path, or, for a remote one (`s3://...`), as Lightning does."""
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)

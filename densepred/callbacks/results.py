@@ -38,7 +38,12 @@ class Results(pl.Callback):
             self._report(trainer, pl_module, "val", trainer.val_dataloaders, trainer.num_val_batches)
 
     def _report(self, trainer: pl.Trainer, module: Any, stage: str, loader: Any, batches: Sequence[float]) -> None:
-        if not trainer.is_global_zero or trainer.interrupted or loader is None or trainer.fast_dev_run:
+        if (
+            not trainer.is_global_zero
+            or trainer.interrupted
+            or loader is None
+            or getattr(trainer, "fast_dev_run", False)
+        ):
             return
         tasks: list[Task] = list(module.tasks)
         reached = {k: float(v) for k, v in trainer.callback_metrics.items()}
@@ -65,12 +70,12 @@ def constant_metrics(tasks: Sequence[Task], batches: Any, stage: str) -> dict[st
     with _fixed_randomness():
         for batch in batches():
             for task in tasks:
-                statistic = task.constant_statistic(batch[task.name])
+                statistic = task.constant_statistic(task.target(batch))
                 statistics[task.name] = statistics.get(task.name, torch.zeros_like(statistic)) + statistic
         metrics = {task.name: task.metrics(stage) for task in tasks}
         for batch in batches():
             for task in tasks:
-                target = batch[task.name]
+                target = task.target(batch)
                 metrics[task.name].update(task.constant_prediction(statistics[task.name], target), target)
     return {
         f"{stage}/{name}/{key}": float(value)

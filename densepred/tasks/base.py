@@ -11,6 +11,7 @@ from torchmetrics import Metric
 from densepred.errors import DataError
 from densepred.losses.base import Loss
 from densepred.recipe import Recorded
+from densepred.sample import Kind, pad_planes
 
 Batch = dict[str, Any]
 
@@ -31,6 +32,8 @@ class Task(Recorded, nn.Module, ABC):
 
     monitor: tuple[str, str]
     """The metric by which checkpoints are chosen, and "min" or "max"."""
+    kind: Kind
+    """How its target is padded."""
     shown: tuple[str, ...] = ()
     """Keys of the metrics that stand in the progress bar."""
 
@@ -70,6 +73,10 @@ class Task(Recorded, nn.Module, ABC):
             )
         target: Tensor = batch[self.name]
         return target
+
+    def pad(self, batch: Batch, size: tuple[int, int]) -> Batch:
+        """This task's entries of a batch, padded right and bottom to `size` with "missing"."""
+        return {self.name: pad_planes(self.target(batch), size, self.kind)}
 
     def known(self, target: Tensor) -> Tensor:
         """True where the target is known; the target's size, or broadcast to it."""

@@ -11,7 +11,7 @@ from torchmetrics import Metric
 from densepred.errors import ConfigurationError
 from densepred.losses.base import Loss
 from densepred.losses.depth import L2Loss
-from densepred.sample import valid_depth
+from densepred.sample import Kind, valid_depth
 from densepred.tasks.base import Task
 from densepred.tasks.pictures import fixed_scale, heat, scale_of
 
@@ -56,6 +56,7 @@ class Depth(Task):
         2.5
     """
 
+    kind = Kind.DEPTH
     monitor = ("rmse", "min")
     shown = ("rmse", "delta1")
 

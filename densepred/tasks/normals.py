@@ -6,7 +6,7 @@ from torchmetrics import Metric
 
 from densepred.losses.base import Loss
 from densepred.losses.normals import CosineLoss
-from densepred.sample import valid_normals
+from densepred.sample import Kind, valid_normals
 from densepred.tasks.base import Task
 from densepred.tasks.pictures import fixed_scale, heat, shades
 
@@ -37,6 +37,7 @@ class Normals(Task):
         tensor([ 0.0000, -0.6000, -0.8000])
     """
 
+    kind = Kind.NORMALS
     monitor = ("mean_angle", "min")
     shown = ("mean_angle",)
 

@@ -4,11 +4,13 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torchmetrics import Metric
 
 from densepred.errors import ConfigurationError, DataError
 from densepred.losses.base import Loss
 from densepred.losses.regression import SquaredErrorLoss
+from densepred.sample import Kind
 from densepred.tasks.base import Batch, Task
 from densepred.tasks.pictures import Scale, heat, scale_of, shades, wheel
 
@@ -43,6 +45,7 @@ class Regression(Task):
         tensor([[1., nan]])
     """
 
+    kind = Kind.WEIGHT
     monitor = ("rmse", "min")
     shown = ("rmse",)
 
@@ -63,6 +66,12 @@ class Regression(Task):
                 "mask for all planes, (B, 1, H, W), or one for each."
             )
         return torch.where(valid > 0, target, math.nan)
+
+    def pad(self, batch: Batch, size: tuple[int, int]) -> Batch:
+        """The target padded with NaN, which also says what `<name>_valid` says."""
+        target = self.target(batch)
+        padding = (0, size[1] - target.shape[-1], 0, size[0] - target.shape[-2])
+        return {self.name: F.pad(target, padding, value=math.nan), f"{self.name}_valid": None}
 
     def activate(self, planes: Tensor) -> Tensor:
         """The planes themselves."""

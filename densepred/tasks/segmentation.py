@@ -12,7 +12,7 @@ from densepred.losses.base import Loss
 from densepred.losses.fused import upsampled_cross_entropy
 from densepred.losses.segmentation import BinaryCrossEntropyLoss, CrossEntropyLoss
 from densepred.palettes import VOID_COLOUR, voc_palette
-from densepred.sample import VOID, valid_segmentation
+from densepred.sample import VOID, Kind, valid_segmentation
 from densepred.tasks.base import Batch, Task
 
 Mode = Literal["multiclass", "binary", "multilabel"]
@@ -54,6 +54,7 @@ class Segmentation(Task):
         tensor([[[1]]], dtype=torch.uint8)
     """
 
+    kind = Kind.LABEL
     monitor = ("miou", "max")
     shown = ("miou",)
 
