@@ -557,6 +557,14 @@ def test_a_device_without_float64_gets_float32_sums():
     assert metric.sums.dtype == torch.float32
 
 
+def test_sums_do_not_lose_small_errors_beside_many_large_ones():
+    # 2**25 + 1 cannot be added up in float32
+    metric = RegressionMetrics(1)
+    for value in (2.0**25, 1.0):
+        metric.update(torch.full((1, 1, 1, 1), value), torch.zeros(1, 1, 1, 1))
+    assert float(metric.total) == 2**25 + 1
+
+
 class _NoWaiting(TorchDispatchMode):
     """Refuses every operation that makes the host wait for the device."""
 

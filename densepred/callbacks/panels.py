@@ -111,7 +111,8 @@ class Panels(pl.Callback):
         tasks: list[Task] = list(module.tasks)
         sheet = draw_sheet([row_of(shot, tasks) for shot in shots], title, legends_of(shots, tasks))
         write_whole(sheet, folder / "panels" / f"{title.replace(' ', '_')}.png")
-        send_panels(trainer.loggers, stage, tasks, shots, trainer.global_step)
+        # the step at which Lightning logs the metrics of the same validation
+        send_panels(trainer.loggers, stage, tasks, shots, max(trainer.global_step - 1, 0))
 
 
 def run_folder(trainer: pl.Trainer) -> Path:

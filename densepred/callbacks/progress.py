@@ -77,6 +77,16 @@ class EpochProgress(TQDMProgressBar):
         super().on_validation_start(trainer, pl_module)
         self._validation_began = time.perf_counter()
 
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Names the bar below that of training."""
+        super().on_validation_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
+        if batch_idx == 0:
+            number = f" {dataloader_idx + 1}" if dataloader_idx else ""
+            what = "sanity check" if trainer.sanity_checking else "validation"
+            self.val_progress_bar.set_description(what + number)
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Lets the training's clock run on."""
         super().on_validation_end(trainer, pl_module)

@@ -21,6 +21,8 @@ class DenseMetric(Metric):
     higher_is_better = None
     full_state_update = False
 
+    sum_dtype = torch.float64
+
     def add_sum(self, name: str, shape: tuple[int, ...] = (), dtype: torch.dtype = torch.int64) -> None:
         """Adds a state that starts at zero and is summed across batches and processes."""
         self.add_state(name, torch.zeros(shape, dtype=dtype), dist_reduce_fx="sum")
@@ -31,13 +33,22 @@ class DenseMetric(Metric):
                 # module.to(bfloat16) casts its metrics too, and a bfloat16 sum stops growing at 256
                 return fn(state).to(state.dtype)
             except TypeError:
-                return fn(state.float())  # the device has no float64
+                self.sum_dtype = torch.float32  # the device has no float64
+                return fn(state.float())
 
         return super()._apply(move, exclude_state)
 
     def report(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """The computed scalars as float32 on the metric's device, as loggers want them."""
         return {key: value.float().to(self.device) for key, value in values.items()}
+
+    def exact(self, values: Tensor) -> Tensor:
+        """Numbers in at least float32, in which errors are computed; their sums are float64 (see `add_up`)."""
+        return values.to(torch.promote_types(values.dtype, torch.float32))
+
+    def add_up(self, values: Tensor, over: tuple[int, ...] | None = None) -> Tensor:
+        """A sum in the precision of the states, without a copy of the values in it."""
+        return values.sum(over, dtype=self.sum_dtype)
 
     def require_size(self, prediction: Tensor, target: Tensor, layout: str, *sizes: int | None) -> None:
         """Refuses a prediction that is not of the target's size, or a target that is not of the layout.

@@ -112,7 +112,8 @@ class DepthMetrics(DenseMetric):
         if self.clamp:
             prediction = prediction.nan_to_num(self.min_depth, self.max_depth, self.min_depth)
             prediction = prediction.clamp(self.min_depth, self.max_depth)
-        sums = _sums(prediction.to(self.sums.dtype), target.to(self.sums.dtype), valid)
+        terms = _terms(self.exact(prediction), self.exact(target), valid)
+        sums = torch.stack([self.add_up(term, (1, 2, 3)) for term in terms], dim=1)
         pixels = valid.sum((1, 2, 3))
         seen = pixels > 0
         if self.average == "image":
@@ -139,15 +140,14 @@ class DepthMetrics(DenseMetric):
         return self.report(dict(zip(KEYS, measures, strict=True)))
 
 
-def _sums(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """Sums over the valid pixels of each image of what the measures are made of: (B, 9)."""
+def _terms(prediction: Tensor, target: Tensor, valid: Tensor) -> list[Tensor]:
+    """What the measures are means of: nine planes (B, 1, H, W), 0 where a pixel is not valid."""
     # 1 metre on both sides makes every error vanish where the depth is unknown
     p, g = torch.where(valid, prediction, 1), torch.where(valid, target, 1)
     error, log_error = p - g, p.log() - g.log()
     ratio = torch.maximum(p / g, g / p)
     near = [(ratio < 1.25**k) & (p > 0) & valid for k in (1, 2, 3)]
-    terms = [error.abs() / g, error**2 / g, error**2, log_error**2, log_error.abs() / math.log(10), log_error, *near]
-    return torch.stack([term.sum((1, 2, 3), dtype=target.dtype) for term in terms], dim=1)
+    return [error.abs() / g, error**2 / g, error**2, log_error**2, log_error.abs() / math.log(10), log_error, *near]
 
 
 def _measures(sums: Tensor, pixels: Tensor) -> Tensor:

@@ -49,10 +49,10 @@ class RegressionMetrics(DenseMetric):
         known = target.isfinite()
         if valid is not None:
             known = known & self._mask(valid, target)
-        error = torch.where(known, prediction.to(self.total.dtype) - target.to(self.total.dtype), 0)
+        error = torch.where(known, self.exact(prediction) - self.exact(target), 0)
         # not in place: a state made under inference mode could not be changed outside it
-        self.total = self.total + error.abs().sum()
-        self.total_square = self.total_square + (error**2).sum()
+        self.total = self.total + self.add_up(error.abs())
+        self.total_square = self.total_square + self.add_up(error**2)
         self.values = self.values + known.sum()
 
     def _mask(self, valid: Tensor, target: Tensor) -> Tensor:
