@@ -28,10 +28,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.path.insert(0, os.getcwd())
     try:
         return _dispatch(arguments)
-    except UserError as error:
-        if os.environ.get("DENSEPRED_DEBUG"):
+    except Exception as error:
+        user_error = first_user_error(error)
+        if user_error is None or os.environ.get("DENSEPRED_DEBUG"):
             raise
-        print(f"\ndensepred: {innermost_message(error)}", file=sys.stderr)
+        print(f"\ndensepred: {innermost_message(user_error)}", file=sys.stderr)
         return 1
 
 
@@ -55,6 +56,13 @@ def _dispatch(arguments: list[str]) -> int:
     chosen = parser.parse_args(arguments)
     status: int = import_module(f"densepred.commands.{chosen.verb}").run(chosen)
     return status
+
+
+def first_user_error(error: BaseException | None) -> UserError | None:
+    """The error meant for the user in a chain of causes: the parser wraps what a part's constructor raises."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def innermost_message(error: UserError) -> str:

@@ -6,7 +6,7 @@ from typing import Any, Literal, cast
 import pytorch_lightning as pl
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torchmetrics import Metric
 
 from densepred.decoders.base import DecoderFactory
@@ -49,6 +49,7 @@ class DensePredictor(pl.LightningModule):
         ConfigurationError: If two tasks share a name, a name cannot be used, or the classes differ from the data's.
 
     Example:
+        >>> import torch
         >>> from densepred.decoders.unet import UNetDecoder
         >>> from densepred.encoders.resnet import ResNetEncoder
         >>> from densepred.tasks.depth import Depth
@@ -229,6 +230,14 @@ class DensePredictor(pl.LightningModule):
         """On resuming, the configured rates win over those in the optimizer's saved state."""
         if self._trainer is not None and checkpoint.get("optimizer_states"):
             keep_configured_rates(checkpoint, self.build_optimizer())
+
+    def on_train_start(self) -> None:
+        """A resumed schedule continues on its own curve, also where the run is now longer than it was."""
+        for entry in self.trainer.lr_scheduler_configs:
+            if isinstance(schedule := entry.scheduler, LambdaLR):
+                groups = zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
+                for group, base, factor in groups:
+                    group["lr"] = base * factor(schedule.last_epoch)
 
     def _remember(self, **arguments: Any) -> None:
         """Hyperparameters as plain values: the command line's own, or read off the parts built in Python."""

@@ -29,7 +29,7 @@ class PolyLR(LambdaLR):
         super().__init__(optimizer, factor)
 
 
-class OneCycleLR(LambdaLR):
+class OneCycle(LambdaLR):
     """Cosine from base / `start_div` up to the base rate, then cosine down to base / `end_div`.
 
     Unlike torch's, the top is each group's own rate, so that a smaller encoder rate stays smaller.

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from densepred.schedules import OneCycleLR, PolyLR
+from densepred.schedules import OneCycle, PolyLR
 
 
 def rates(schedule, optimizer, steps):
@@ -36,7 +36,7 @@ def test_warm_up_rises_linearly_to_the_base_rate():
 
 def test_one_cycle_equals_torch_for_one_group_and_keeps_the_ratio_of_two():
     optimizer = two_groups()
-    seen = rates(OneCycleLR(optimizer, total_steps=41, warmup=0.25), optimizer, 41)
+    seen = rates(OneCycle(optimizer, total_steps=41, warmup=0.25), optimizer, 41)
     reference = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     theirs = torch.optim.lr_scheduler.OneCycleLR(
         reference, max_lr=1.0, total_steps=41, pct_start=0.25, div_factor=25, final_div_factor=1e4 / 25,

@@ -63,6 +63,10 @@ class DensePredCLI(LightningCLI):
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
             trainer_defaults={"default_root_dir": ROOT},
+            # an error in one option would else print the names of all the others
+            parser_kwargs={
+                verb: {"usage": f"densepred {verb} [--config FILE] [--option VALUE ...]"} for verb in self.subcommands()
+            },
         )
 
     @staticmethod
@@ -71,16 +75,14 @@ class DensePredCLI(LightningCLI):
         arguments = LightningCLI.subcommands()
         return {verb: arguments[verb] for verb in ("fit", "validate", "test")}
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """A run is resumed from plain values and tensors only."""
-        parser.set_defaults({"weights_only": True})
-
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Puts a checkpoint's configuration before the user's own arguments."""
         arguments, self.checkpoint = with_checkpoint(sys.argv[1:])
-        self.config = parser.parse_args(arguments)
+        self.config = parser.parse_args(nulls_as_configs(arguments))
         if self.checkpoint is not None:
-            encoder = self.config[self.config.subcommand].model.init_args.encoder
+            config = self.config[self.config.subcommand]
+            config.weights_only = True  # plain values and tensors, no code
+            encoder = config.model.init_args.encoder
             if "weights" in encoder.get("init_args", {}):
                 encoder.init_args.weights = None  # they are in the checkpoint
 
@@ -171,6 +173,27 @@ def with_checkpoint(arguments: list[str]) -> tuple[list[str], Path | None]:
             k: v for k, v in config.get("trainer", {}).items() if k in ("default_root_dir", "precision")
         }
     return [verb, f"--config={yaml.safe_dump(config)}", *rest], found
+
+
+def nulls_as_configs(arguments: list[str]) -> list[str]:
+    """`--model.encoder.weights null` as a piece of configuration, since jsonargparse reads a nested null as "None"."""
+    converted: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        name, equals, value = word.partition("=")
+        root, *path = (part for part in name.split(".") if part != "init_args")
+        if root not in ("--model", "--data") or not path:
+            converted.append(word)
+            continue
+        rest = [] if equals else [following for following in [next(words, None)] if following is not None]
+        if (value if equals else "".join(rest)) != "null":
+            converted += [word, *rest]
+            continue
+        nested: Any = None
+        for part in reversed(path):
+            nested = {"init_args": {part: nested}}
+        converted.append(f"--config={yaml.safe_dump({root.removeprefix('--'): nested})}")
+    return converted
 
 
 def _configured_root(configs: list[str]) -> str:
