@@ -189,6 +189,17 @@ def test_the_spec_describes_the_maps(encoder_class, options):
     ]
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_an_image_of_any_precision_is_normalised_in_the_encoders_own(dtype):
+    encoder = ResNetEncoder("resnet18")
+    image = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    expected = encoder.normalise(image)
+    values = encoder.normalise((image / 255).to(dtype))
+    assert values.dtype == torch.float32
+    torch.testing.assert_close(values, expected, rtol=0, atol=3e-3 if dtype == torch.float16 else 1e-6)
+    assert encoder.double().normalise(image).dtype == torch.float64
+
+
 @pytest.mark.parametrize(("encoder_class", "options"), VARIANTS, ids=str)
 def test_one_image_trains_every_parameter(encoder_class, options):
     encoder = encoder_class(**options).train()

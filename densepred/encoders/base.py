@@ -66,9 +66,10 @@ class Encoder(Recorded, nn.Module, ABC):
                 f"{type(self).__name__} was built for {self.in_channels} channels, the image has {image.shape[1]} "
                 f"(shape {tuple(image.shape)}). Set encoder.in_channels to {image.shape[1]}."
             )
+        values = image.to(self.mean.dtype)
         if not image.is_floating_point():
-            image = image.to(self.mean.dtype) / 255
-        return (image - self.mean) / self.std
+            values = values / 255
+        return (values - self.mean) / self.std
 
     @abstractmethod
     def forward(self, image: Tensor) -> list[Tensor]:
