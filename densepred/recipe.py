@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+
 from densepred.errors import ConfigurationError
 
 
@@ -49,12 +51,15 @@ def recipe(value: Any, where: str = "value") -> Any:
     Raises:
         ConfigurationError: If it holds something that cannot be written down, such as a lambda.
     """
-    if value is None or (isinstance(value, bool | int | float | str) and not isinstance(value, Enum)):
-        return value
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, Path):
         return str(value)
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    # after NumPy's numbers: its float64 is a float too, but not one that a checkpoint may hold
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
     if isinstance(value, list | tuple | set):
         return [recipe(item, f"{where}[{i}]") for i, item in enumerate(value)]
     if isinstance(value, dict):

@@ -2,7 +2,9 @@ import copy
 import pickle
 from functools import partial
 
+import numpy as np
 import pytest
+import torch
 
 from densepred.decoders.pointwise import PointwiseDecoder
 from densepred.errors import ConfigurationError
@@ -23,6 +25,14 @@ def test_a_part_remembers_its_arguments_by_name_and_nested():
         "class_path": here,
         "init_args": {"width": 3, "sizes": [1, 2], "inner": {"class_path": here, "init_args": {"width": 4}}},
     }
+
+
+def test_numpys_numbers_become_plain_ones_that_a_checkpoint_may_hold(tmp_path):
+    weights = np.array([0.5, 2.0])
+    plain = recipe(Part(np.int64(3), sizes=(weights[0], np.float32(1)), inner=weights))["init_args"]
+    assert plain == {"width": 3, "sizes": [0.5, 1.0], "inner": [0.5, 2.0]}
+    torch.save(plain, tmp_path / "x.ckpt")
+    assert torch.load(tmp_path / "x.ckpt", weights_only=True) == plain
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda part: pickle.loads(pickle.dumps(part))])
