@@ -189,7 +189,7 @@ class DensePredictor(pl.LightningModule):
             names = getattr(task, "classes", None)
             if expected is None or names is None or list(names) == list(expected):
                 continue
-            if len(names) != len(expected) or not isinstance(task.init_args["classes"], int):
+            if len(names) != len(expected) or not isinstance(task.init_args.get("classes"), int):
                 raise ConfigurationError(
                     f"Task {task.name!r} has {len(names)} classes ({', '.join(names)}), {type(data).__name__} has "
                     f"{len(expected)} ({', '.join(expected)}). Set the task's classes to {len(expected)}, or to the "

@@ -185,6 +185,16 @@ def test_class_names_come_from_the_data_into_metrics_and_checkpoint(tmp_path):
     assert DensePredictor.load_from_checkpoint(tmp_path / "x.ckpt").tasks[0].classes == ["floor", "wall", "box"]
 
 
+class Furniture(Segmentation):
+    def __init__(self):
+        super().__init__(["floor", "wall", "chair"])
+
+
+def test_a_task_whose_classes_are_its_own_is_compared_by_name(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"\(floor, wall, chair\), Data has 3 \(floor, wall, box\)"):
+        trainer(tmp_path).fit(build(tasks=[Furniture()]), datamodule=Data())
+
+
 @pytest.mark.parametrize(
     ("names", "problem"), [(("depth", "depth"), "used twice"), (("image",), "is taken"), (("a b",), "not a plain name")]
 )
