@@ -129,7 +129,7 @@ def test_void_is_255_in_bytes_and_negative_or_255_in_wider_integers(dtype: torch
 def test_label_255_is_a_class_where_there_are_more_than_255_of_them():
     target = torch.tensor([[[255, 299, -1]]], dtype=torch.int32)
     found = score(SegmentationMetrics(300), [(torch.tensor([[[255, 0, 0]]]), target)])
-    assert found["iou/255"] == 1
+    assert found["iou/class_255"] == 1
     assert found["pixel_accuracy"] == 0.5
 
 
@@ -139,7 +139,7 @@ def test_d1_d18_a_class_absent_from_labels_and_predictions_is_skipped_by_default
     found = score(SegmentationMetrics(5), batches)
     assert found["miou"] == pytest.approx(jaccard_score(t, p, average="macro", labels=[0, 1, 3, 4]))
     assert found["mean_accuracy"] == pytest.approx(balanced_accuracy_score(t, p))
-    assert math.isnan(found["iou/2"])
+    assert math.isnan(found["iou/class_2"])
 
 
 @pytest.mark.parametrize(("absent", "value"), [("zero", 0.0), ("one", 1.0), ("nan", math.nan)])
@@ -149,12 +149,12 @@ def test_an_absent_class_counts_what_the_user_asks_for(absent: str, value: float
     iou = jaccard_score(t, p, average=None, labels=[0, 1, 3, 4])
     found = score(SegmentationMetrics(5, absent=absent), batches)
     assert found["miou"] == pytest.approx((iou.sum() + value) / 5, nan_ok=True)
-    assert found["iou/2"] == pytest.approx(value, nan_ok=True)
+    assert found["iou/class_2"] == pytest.approx(value, nan_ok=True)
 
 
 def test_a_class_that_is_only_predicted_is_not_absent():
     found = score(SegmentationMetrics(3), [(torch.tensor([[[0, 1, 2]]]), torch.tensor([[[0, 1, 1]]]))])
-    assert found["iou/2"] == 0
+    assert found["iou/class_2"] == 0
     assert found["miou"] == pytest.approx((1 + 1 / 2 + 0) / 3)
     assert found["mean_accuracy"] == pytest.approx((1 + 1 / 2) / 2)
 
@@ -632,9 +632,9 @@ def test_another_size_than_the_target_s_is_refused_with_both_sizes(build, batche
 @pytest.mark.parametrize(
     ("build", "words"),
     [
-        (lambda: SegmentationMetrics(1), "multiclass needs two or more classes; got 1"),
-        (lambda: SegmentationMetrics(3, mode="binary"), "binary needs one or two classes; got 3"),
-        (lambda: SegmentationMetrics(3, mode="multi"), "expected multiclass, binary or multilabel"),
+        (lambda: SegmentationMetrics(1), "multiclass needs two classes or more; got classes=1"),
+        (lambda: SegmentationMetrics(3, mode="binary"), "binary needs two classes; got classes=3"),
+        (lambda: SegmentationMetrics(3, mode="multi"), "expected one of multiclass, binary, multilabel"),
         (lambda: SegmentationMetrics(["a", "b", "a"]), "named twice: a"),
         (lambda: SegmentationMetrics(3, absent="keep"), "expected one of skip, zero, one, nan"),
         (lambda: DepthMetrics("eigen"), "expected one of nyu_python, nyu_toolbox, eigen14, none"),

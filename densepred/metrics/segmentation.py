@@ -69,7 +69,7 @@ class SegmentationMetrics(DenseMetric):
             raise ConfigurationError(f"SegmentationMetrics: absent={absent!r}; expected one of {', '.join(_FILL)}.")
         self.mode = mode
         self.absent = absent
-        self.names = _names(classes, mode)
+        self.names = class_names(classes, mode)
         questions, labels = (len(self.names), 2) if mode == "multilabel" else (1, len(self.names))
         self.labels = labels
         # the last row and column count labels that are no class, so that they are neither lost nor mistaken
@@ -133,16 +133,25 @@ class SegmentationMetrics(DenseMetric):
                 )
 
 
-def _names(classes: list[str] | int, mode: Mode) -> list[str]:
-    if mode not in ("multiclass", "binary", "multilabel"):
-        raise ConfigurationError(f"SegmentationMetrics: mode={mode!r}; expected multiclass, binary or multilabel.")
-    names = [str(i) for i in range(classes)] if isinstance(classes, int) else list(classes)
-    if mode == "binary" and len(names) == 1:
-        names = ["background", "foreground" if isinstance(classes, int) else names[0]]
-    if len(names) < (1 if mode == "multilabel" else 2) or (mode == "binary" and len(names) > 2):
-        wanted = {"multiclass": "two or more", "binary": "one or two", "multilabel": "one or more"}[mode]
-        raise ConfigurationError(f"SegmentationMetrics: mode {mode} needs {wanted} classes; got {classes!r}.")
-    if len(set(names)) < len(names):
-        double = sorted({name for name in names if names.count(name) > 1})
-        raise ConfigurationError(f"SegmentationMetrics: classes named twice: {', '.join(double)}.")
+def class_names(classes: int | list[str], mode: Mode) -> list[str]:
+    """The classes' names, made up where only their number is given.
+
+    Example:
+        >>> class_names(2, "multiclass"), class_names(["road"], "binary")
+        (['class_0', 'class_1'], ['background', 'road'])
+    """
+    if mode == "binary" and classes in (1, 2):
+        names = ["background", "foreground"]
+    elif isinstance(classes, int):
+        names = [f"class_{i}" for i in range(classes)]
+    else:
+        names = ["background", *classes] if mode == "binary" and len(classes) == 1 else list(classes)
+    fits = {"multiclass": len(names) >= 2, "binary": len(names) == 2, "multilabel": len(names) >= 1}
+    if mode not in fits:
+        raise ConfigurationError(f"Segmentation: mode={mode!r}; expected one of {', '.join(fits)}.")
+    if not fits[mode]:
+        wanted = {"multiclass": "two classes or more", "binary": "two classes", "multilabel": "a class or more"}[mode]
+        raise ConfigurationError(f"Segmentation: mode {mode} needs {wanted}; got classes={classes!r}.")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigurationError(f"Segmentation: classes named twice: {', '.join(twice)}.")
     return names

@@ -1,7 +1,5 @@
 """Segmentation: class labels at every pixel."""
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -11,11 +9,10 @@ from densepred.losses.bands import upsampled_labels
 from densepred.losses.base import Loss
 from densepred.losses.fused import upsampled_cross_entropy
 from densepred.losses.segmentation import BinaryCrossEntropyLoss, CrossEntropyLoss
+from densepred.metrics.segmentation import Mode, SegmentationMetrics, class_names
 from densepred.palettes import VOID_COLOUR, voc_palette
 from densepred.sample import VOID, Kind, valid_segmentation
 from densepred.tasks.base import Batch, Task
-
-Mode = Literal["multiclass", "binary", "multilabel"]
 
 
 class Segmentation(Task):
@@ -171,8 +168,6 @@ class Segmentation(Task):
 
     def metrics(self, stage: str) -> Metric:
         """IoU and accuracies, from one confusion matrix over the set."""
-        from densepred.metrics.segmentation import SegmentationMetrics
-
         return SegmentationMetrics(self.classes, self.mode)
 
     def render(self, prediction: Tensor) -> Tensor:
@@ -187,30 +182,6 @@ class Segmentation(Task):
         void = len(self.classes)
         index = torch.where(known, prediction.long(), void).clamp(max=void)
         return table[index].permute(0, 3, 1, 2).contiguous()
-
-
-def class_names(classes: int | list[str], mode: Mode) -> list[str]:
-    """The classes' names, made up where only their number is given.
-
-    Example:
-        >>> class_names(2, "multiclass"), class_names(["road"], "binary")
-        (['class_0', 'class_1'], ['background', 'road'])
-    """
-    if mode == "binary" and classes in (1, 2):
-        names = ["background", "foreground"]
-    elif isinstance(classes, int):
-        names = [f"class_{i}" for i in range(classes)]
-    else:
-        names = ["background", *classes] if mode == "binary" and len(classes) == 1 else list(classes)
-    fits = {"multiclass": len(names) >= 2, "binary": len(names) == 2, "multilabel": len(names) >= 1}
-    if mode not in fits:
-        raise ConfigurationError(f"Segmentation: mode={mode!r}; expected one of {', '.join(fits)}.")
-    if not fits[mode]:
-        wanted = {"multiclass": "two classes or more", "binary": "two classes", "multilabel": "a class or more"}[mode]
-        raise ConfigurationError(f"Segmentation: mode {mode} needs {wanted}; got classes={classes!r}.")
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigurationError(f"Segmentation: classes named twice: {', '.join(twice)}.")
-    return names
 
 
 def _default_loss(mode: Mode, class_weights: list[float] | None) -> Loss:
