@@ -1,5 +1,6 @@
-"""Layers that encoders and decoders share."""
+"""What the rooms share: layers, resizing, precision."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,3 +29,13 @@ def resize_like(planes: Tensor, like: Tensor) -> Tensor:
     if planes.shape[-2:] == like.shape[-2:]:
         return planes
     return F.interpolate(planes, size=like.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def full_precision(values: Tensor) -> Tensor:
+    """Float32 (or float64, if it is that already), so that losses and metrics are exact under autocast.
+
+    Example:
+        >>> full_precision(torch.ones(2, dtype=torch.bfloat16)).dtype
+        torch.float32
+    """
+    return values if values.dtype == torch.float64 else values.float()

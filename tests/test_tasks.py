@@ -94,6 +94,20 @@ def test_the_loss_from_planes_is_the_loss_of_the_upsampled_output(task, make):
 
 
 @every_task
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_planes_of_another_precision_are_scored_and_drawn_in_at_least_float32(task, make, dtype):
+    target = make()
+    target = target.to(dtype) if target.is_floating_point() else target
+    prediction = task.predict_from_planes(torch.randn(2, task.out_channels, 3, 5, dtype=dtype), (H, W))
+    if prediction.is_floating_point():
+        assert prediction.dtype == torch.promote_types(dtype, torch.float32)
+    metric = task.metrics("val")
+    metric.update(prediction, target)
+    assert metric.compute()[task.monitor[0]].isfinite()
+    assert all(picture.dtype == torch.uint8 for picture in task.panel(prediction, target).values())
+
+
+@every_task
 def test_predictions_from_planes_are_those_of_the_upsampled_output(task, make):
     planes = torch.randn(2, task.out_channels, 3, 5)
     expected = task.predict(task.activate(upsample(planes, (H, W))))
@@ -478,6 +492,16 @@ def test_a_validity_mask_says_what_is_missing_as_nan_does(shape):
     expected = (upsample(planes, (H, W)) - flow)[mask].square().mean()
     torch.testing.assert_close(by_mask, expected)
     torch.testing.assert_close(by_nan, expected)
+
+
+def test_what_lies_beyond_an_images_own_size_in_a_padded_batch_is_missing():
+    task = Regression(2, name="flow")
+    flow = torch.randn(2, 2, H, W)
+    flow[1, :, 5:] = flow[1, :, :, 7:] = 0  # the padding of kind "weight"
+    target = task.target(batch_of(flow=flow, size=torch.tensor([[H, W], [5, 7]])))
+    assert target[0].isfinite().all()
+    torch.testing.assert_close(target[1, :, :5, :7], flow[1, :, :5, :7])
+    assert int(target[1].isfinite().sum()) == 2 * 5 * 7
 
 
 def test_a_mask_of_another_size_is_refused():

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from densepred.losses.masked import full_precision, without_autocast
+from densepred.blocks import full_precision
+from densepred.losses.masked import without_autocast
 
 _COLUMN_BLOCK = 64
 _CACHE_ELEMENTS = 2**18

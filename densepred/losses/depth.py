@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
+from densepred.blocks import full_precision
 from densepred.losses.base import Loss
-from densepred.losses.masked import full_precision, mean_over_valid, require_same_size
+from densepred.losses.masked import mean_over_valid, require_same_size
 from densepred.sample import valid_depth
 
 _SMALLEST = 1e-6

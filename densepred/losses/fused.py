@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from densepred.blocks import full_precision
 from densepred.errors import ConfigurationError
 from densepred.losses.bands import Bands
-from densepred.losses.masked import full_precision, without_autocast
+from densepred.losses.masked import without_autocast
 from densepred.losses.segmentation import cross_entropy, known_labels
 
 

@@ -1,4 +1,4 @@
-"""What losses with missing pixels share: full precision, sizes that must agree, and the mean over what is valid.
+"""What losses with missing pixels share: no autocast, sizes that must agree, and the mean over what is valid.
 
 The rule that makes a missing pixel's gradient exactly zero, whatever stands there (0, NaN, infinity): select with
 `torch.where` *before* the first operation that output or target enter. A factor of zero afterwards is not enough, since
@@ -11,16 +11,6 @@ import torch
 from torch import Tensor
 
 from densepred.errors import ConfigurationError
-
-
-def full_precision(values: Tensor) -> Tensor:
-    """Float32 (or float64, if it is that already), so that losses are exact under autocast.
-
-    Example:
-        >>> full_precision(torch.ones(2, dtype=torch.bfloat16)).dtype
-        torch.float32
-    """
-    return values if values.dtype == torch.float64 else values.float()
 
 
 def without_autocast(like: Tensor) -> AbstractContextManager[object]:

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from densepred.blocks import full_precision
 from densepred.errors import ConfigurationError, DataError
 from densepred.losses.base import Loss
-from densepred.losses.masked import full_precision, mean_over_valid, require_same_size
+from densepred.losses.masked import mean_over_valid, require_same_size
 from densepred.sample import valid_segmentation
 
 

@@ -42,10 +42,6 @@ class DenseMetric(Metric):
         """The computed scalars as float32 on the metric's device, as loggers want them."""
         return {key: value.float().to(self.device) for key, value in values.items()}
 
-    def exact(self, values: Tensor) -> Tensor:
-        """Numbers in at least float32, in which errors are computed; their sums are float64 (see `add_up`)."""
-        return values.to(torch.promote_types(values.dtype, torch.float32))
-
     def add_up(self, values: Tensor, over: tuple[int, ...] | None = None) -> Tensor:
         """A sum in the precision of the states, without a copy of the values in it."""
         return values.sum(over, dtype=self.sum_dtype)

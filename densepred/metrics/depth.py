@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from densepred.blocks import full_precision
 from densepred.errors import ConfigurationError
 from densepred.metrics.base import DenseMetric
 from densepred.sample import valid_depth
@@ -112,7 +113,7 @@ class DepthMetrics(DenseMetric):
         if self.clamp:
             prediction = prediction.nan_to_num(self.min_depth, self.max_depth, self.min_depth)
             prediction = prediction.clamp(self.min_depth, self.max_depth)
-        terms = _terms(self.exact(prediction), self.exact(target), valid)
+        terms = _terms(full_precision(prediction), full_precision(target), valid)
         sums = torch.stack([self.add_up(term, (1, 2, 3)) for term in terms], dim=1)
         pixels = valid.sum((1, 2, 3))
         seen = pixels > 0

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from densepred.blocks import full_precision
 from densepred.metrics.base import DenseMetric, count
 from densepred.sample import valid_normals
 
@@ -64,7 +65,7 @@ class NormalsMetrics(DenseMetric):
         """Adds a batch of normals."""
         self.require_size(prediction, target, "(B, 3, H, W)", None, 3, None, None)
         valid = valid_normals(target)
-        angle = angle_degrees(self.exact(prediction), self.exact(target))
+        angle = angle_degrees(prediction, target)
         angle = torch.where(valid, angle, 0)
         below = torch.stack([((angle < threshold) & valid).sum() for threshold in THRESHOLDS.values()])
         bin_ = (angle.nan_to_num(180) * _BINS_PER_DEGREE).long().clamp(max=_BINS - 1)
@@ -99,7 +100,7 @@ class NormalsMetrics(DenseMetric):
 
 
 def angle_degrees(first: Tensor, second: Tensor) -> Tensor:
-    """The angle between vectors of any length, in degrees; 90 where one is zero.
+    """The angle between vectors of any length, in degrees, at least in float32; 90 where one is zero.
 
     Shape:
         first, second: (B, 3, H, W); returns (B, H, W).
@@ -108,6 +109,7 @@ def angle_degrees(first: Tensor, second: Tensor) -> Tensor:
         >>> angle_degrees(torch.tensor([0.0, 2, 0]).view(1, 3, 1, 1), torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1))
         tensor([[[90.]]])
     """
+    first, second = full_precision(first), full_precision(second)
     # several times faster than a norm over a dimension that is not the last
     across = torch.linalg.cross(first, second, dim=1).square().sum(1).sqrt()
     along = (first * second).sum(1)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from densepred.blocks import full_precision
 from densepred.errors import ConfigurationError
 from densepred.metrics.base import DenseMetric
 
@@ -49,7 +50,7 @@ class RegressionMetrics(DenseMetric):
         known = target.isfinite()
         if valid is not None:
             known = known & self._mask(valid, target)
-        error = torch.where(known, self.exact(prediction) - self.exact(target), 0)
+        error = torch.where(known, full_precision(prediction) - full_precision(target), 0)
         # not in place: a state made under inference mode could not be changed outside it
         self.total = self.total + self.add_up(error.abs())
         self.total_square = self.total_square + self.add_up(error**2)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric
 
+from densepred.blocks import full_precision
 from densepred.errors import DataError
 from densepred.losses.base import Loss
 from densepred.recipe import Recorded
@@ -114,7 +115,8 @@ class Task(Recorded, nn.Module, ABC):
 
 
 def upsample(planes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear (cell edges aligned), in float32 so that losses and metrics are exact under autocast."""
+    """Bilinear (cell edges aligned), at least in float32 so that losses and metrics are exact under autocast."""
+    planes = full_precision(planes)
     if planes.shape[-2:] == tuple(size):
-        return planes.float()
-    return F.interpolate(planes.float(), size=tuple(size), mode="bilinear", align_corners=False)
+        return planes
+    return F.interpolate(planes, size=tuple(size), mode="bilinear", align_corners=False)

@@ -1,7 +1,6 @@
 """Depth: metres along the optical axis at every pixel."""
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from torchmetrics import Metric
 from densepred.errors import ConfigurationError
 from densepred.losses.base import Loss
 from densepred.losses.depth import L2Loss
+from densepred.metrics.depth import Average, DepthMetrics, Protocol
 from densepred.sample import Kind, valid_depth
 from densepred.tasks.base import Task
 from densepred.tasks.pictures import fixed_scale, heat, scale_of
@@ -69,8 +69,8 @@ class Depth(Task):
         typical: float = 2.5,
         min_depth: float = 1e-3,
         max_depth: float = 10.0,
-        protocol: Literal["nyu_python", "nyu_toolbox", "eigen14", "none"] = "none",
-        average: Literal["image", "pixel"] = "image",
+        protocol: Protocol = "none",
+        average: Average = "image",
     ) -> None:
         super().__init__(name, 1, L2Loss(log=log) if loss is None else loss, weight)
         if not 0 < min_depth < typical < max_depth:
@@ -103,8 +103,6 @@ class Depth(Task):
 
     def metrics(self, stage: str) -> Metric:
         """Depth errors by the task's protocol."""
-        from densepred.metrics.depth import DepthMetrics
-
         return DepthMetrics(self.protocol, self.min_depth, self.max_depth, average=self.average)
 
     def render(self, prediction: Tensor) -> Tensor:

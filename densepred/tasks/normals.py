@@ -6,6 +6,7 @@ from torchmetrics import Metric
 
 from densepred.losses.base import Loss
 from densepred.losses.normals import CosineLoss
+from densepred.metrics.normals import NormalsMetrics, angle_degrees
 from densepred.sample import Kind, valid_normals
 from densepred.tasks.base import Task
 from densepred.tasks.pictures import fixed_scale, heat, shades
@@ -65,8 +66,6 @@ class Normals(Task):
 
     def metrics(self, stage: str) -> Metric:
         """Angles, pooled over all pixels."""
-        from densepred.metrics.normals import NormalsMetrics
-
         return NormalsMetrics()
 
     def render(self, prediction: Tensor) -> Tensor:
@@ -78,9 +77,7 @@ class Normals(Task):
     def panel(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Target and prediction as colours, and the angle between them."""
         known = valid_normals(target)[:, None]
-        cross = torch.linalg.vector_norm(torch.linalg.cross(prediction, target, dim=1), dim=1, keepdim=True)
-        # exact near 0 and 180 degrees, where acos of a rounded cosine is not
-        angle = torch.atan2(cross, (prediction * target).sum(1, keepdim=True)).rad2deg()
+        angle = angle_degrees(prediction, target)[:, None]
         return {
             "target": self.render(target),
             "prediction": self.render(prediction),

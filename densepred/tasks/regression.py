@@ -10,6 +10,7 @@ from torchmetrics import Metric
 from densepred.errors import ConfigurationError, DataError
 from densepred.losses.base import Loss
 from densepred.losses.regression import SquaredErrorLoss
+from densepred.metrics.regression import RegressionMetrics
 from densepred.sample import Kind
 from densepred.tasks.base import Batch, Task
 from densepred.tasks.pictures import Scale, heat, scale_of, shades, wheel
@@ -23,9 +24,10 @@ class Regression(Task):
     - NaN (or infinity) in the target;
     - a sample key `<name>_valid`, above 0 where the target is known.
 
-    A datamodule declares both keys as of kind "weight" (float32, moved with the image, values unchanged). Padding
-    writes 0, which is a value in the target but "missing" in `<name>_valid`; so give the mask where pictures are
-    padded. `target(batch)` joins the two: losses and metrics see NaN wherever something is missing.
+    A datamodule declares both keys as of kind "weight" (float32, moved with the image, values unchanged). Transforms
+    that pad or roll write 0, which is a value in the target but "missing" in `<name>_valid`; so give the mask where
+    they are used. Where images of different sizes were padded to one batch, its `size` says what is missing.
+    `target(batch)` joins them all: losses and metrics see NaN wherever something is missing.
 
     Args:
         planes: Number of planes, 2 for optical flow.
@@ -57,6 +59,8 @@ class Regression(Task):
     def target(self, batch: Batch) -> Tensor:
         """The target, NaN where it is missing."""
         target = super().target(batch)
+        if (sizes := batch.get("size")) is not None:
+            target = torch.where(_inside(sizes, target), target, math.nan)
         if (valid := batch.get(f"{self.name}_valid")) is None:
             return target
         valid = valid.unsqueeze(1) if valid.ndim == target.ndim - 1 else valid
@@ -83,8 +87,6 @@ class Regression(Task):
 
     def metrics(self, stage: str) -> Metric:
         """Mean absolute and root mean squared error."""
-        from densepred.metrics.regression import RegressionMetrics
-
         return RegressionMetrics(self.out_channels)
 
     def render(self, prediction: Tensor) -> Tensor:
@@ -114,6 +116,13 @@ class Regression(Task):
         if self.out_channels == 1:
             return heat(values, known, scale)
         return heat(_magnitude(values), known, Scale(torch.zeros_like(scale.low), scale.high.abs()))
+
+
+def _inside(sizes: Tensor, planes: Tensor) -> Tensor:
+    """True within each image's own height and width (B, 2) of a padded batch (B, 1, H, W)."""
+    heights, widths = sizes.to(planes.device).view(-1, 2, 1, 1, 1).unbind(1)
+    rows, columns = (torch.arange(side, device=planes.device) for side in planes.shape[-2:])
+    return (rows[:, None] < heights) & (columns < widths)
 
 
 def _magnitude(values: Tensor) -> Tensor:
