@@ -1,5 +1,6 @@
 """Rendered rooms: the same everywhere, and true to their own geometry."""
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -89,6 +90,19 @@ def test_a_sample_has_the_promised_keys_types_and_shapes():
     }
     assert read["name"] == "rooms/train/000123"
     assert all(value.flags.c_contiguous for key, value in read.items() if key != "name")
+
+
+def test_a_room_is_rendered_by_the_thread_that_asks_for_it_alone():
+    # a library that spreads small products over all cores makes loading processes and the training wait for each other
+    code = (
+        "import time; from densepred.data.architect import random_scene; from densepred.data.rendering import render;"
+        "render(random_scene(0, 0, 0), (240, 320)); own, all = time.thread_time(), time.process_time();"
+        "render(random_scene(0, 0, 1), (240, 320)); print(time.thread_time() - own, time.process_time() - all)"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    own, everywhere = map(float, run.stdout.split()[-2:])
+    assert everywhere < 1.2 * own
 
 
 def test_a_scene_depends_on_seed_split_and_index_alone():

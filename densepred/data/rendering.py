@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from densepred.data.casting import Rectangle, Region, camera_rays, rectangles, trace
+from densepred.data.memory import keep_memory
 from densepred.data.scenes import Scene
 from densepred.data.shading import develop, shade
-from densepred.data.shapes import Floats
+from densepred.data.shapes import Floats, products
 from densepred.data.surfaces import Bytes, Fragments, join, surfaces
 from densepred.data.textures import SIDE, noise
 
@@ -47,14 +48,14 @@ def render(scene: Scene, size: tuple[int, int]) -> Rendering:
         >>> view.image.shape, view.depth.dtype
         ((60, 80, 3), dtype('float32'))
     """
-    _keep_memory()
+    keep_memory()
     rows, columns = (np.arange(length, dtype=np.float32) for length in size)
     directions = camera_rays(scene, size, columns[None, :], rows[:, None])
     boxes = rectangles(scene, size)
     depth, owner = trace(scene, directions, [box and np.s_[box[0] : box[1], box[2] : box[3]] for box in boxes])
     seen = surfaces(scene, directions.reshape(3, -1), depth.reshape(-1), owner.reshape(-1), size)
     edge = _edges(cast(NDArray[np.int16], seen.by_ray(seen.piece)).reshape(size))
-    normals = scene.camera.rotation.astype(np.float32) @ seen.normals
+    normals = products(scene.camera.rotation.astype(np.float32), seen.normals)
     return Rendering(
         image=_grainy(_picture(scene, seen, edge, boxes), scene.grain),
         segmentation=cast(Bytes, seen.by_ray(seen.label)).reshape(size),
@@ -62,16 +63,6 @@ def render(scene: Scene, size: tuple[int, int]) -> Rendering:
         normals=np.ascontiguousarray(seen.by_ray(normals).T, np.float32).reshape(*size, 3),
         intrinsics=scene.camera.intrinsics(size),
     )
-
-
-@cache
-def _keep_memory() -> None:
-    """Once a process: without it, a third of the time goes to memory handed back and fetched again for each picture.
-
-    glibc's malloc keeps blocks up to the size of the largest it has seen freed (at most 32 MiB); nothing is written to
-    this one, so that it costs nothing. Other allocators take no notice.
-    """
-    np.empty(31 << 20, np.uint8)
 
 
 def _edges(piece: NDArray[np.int16]) -> NDArray[np.bool_]:

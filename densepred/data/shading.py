@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from densepred.data.scenes import FACES, Light, Scene
-from densepred.data.shapes import Floats
+from densepred.data.shapes import Floats, products
 from densepred.data.surfaces import Bytes, Fragments
 
 CONTACT = 0.22  # metres over which a solid darkens what is near it
@@ -38,7 +38,7 @@ def _contacts(scene: Scene, seen: Fragments) -> Floats:
     centres = np.array([solid.centre for solid in scene.solids], np.float32)
     reach = [min(CONTACT, 0.5 * solid.radius + 0.05) for solid in scene.solids]
     # |p - c|^2 < r^2, with the products of all points and centres taken at once
-    nearness = (2 * centres) @ points
+    nearness = products(2 * centres, points)
     nearness -= np.einsum("cn,cn->n", points, points)
     for index, solid in enumerate(scene.solids):
         bound = float(centres[index] @ centres[index]) - (solid.radius + 2 * reach[index]) ** 2
@@ -63,7 +63,7 @@ def _illuminate(scene: Scene, light: Light, seen: Fragments) -> Floats:
     if not scene.solids:
         return np.asarray(strength, np.float32)
     axes, cosines = _cones(scene, light)
-    inside = axes @ towards
+    inside = products(axes, towards)
     lit = facing > 0
     for index, solid in enumerate(scene.solids):
         which = np.flatnonzero((inside[index] > cosines[index] * distance) & lit & (owner != FACES + index))

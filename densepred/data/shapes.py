@@ -263,3 +263,14 @@ def _nearest(local: Floats, directions: Floats) -> Floats:
     """Parameter at which lines pass the origin most closely."""
     along = -np.einsum("cn,cn->n", local, directions)
     return np.asarray(along / (np.einsum("cn,cn->n", directions, directions) + np.float32(NEVER)), np.float32)
+
+
+def products(vectors: Floats, points: Floats) -> Floats:
+    """Scalar products of a few vectors with many points: (S, 3) and (3, N) to (S, N).
+
+    Without `@`, whose library spreads so thin a product over all cores and makes them wait for each other.
+    """
+    result: Floats = vectors[:, :1] * points[0]
+    for axis in (1, 2):
+        result += vectors[:, axis : axis + 1] * points[axis]
+    return result
