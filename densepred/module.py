@@ -1,6 +1,7 @@
 """DensePredictor: an encoder, a decoder for each task and a list of tasks, trained together by Lightning."""
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import pytorch_lightning as pl
@@ -17,6 +18,7 @@ from densepred.recipe import class_path, recipe
 from densepred.resume import keep_configured_rates
 from densepred.sample import Kind, pad_planes
 from densepred.tasks.base import Batch, Task
+from densepred.torchvision_weights import load_torchvision_segmentation
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 SchedulerFactory = Callable[[Optimizer, int], LRScheduler]
@@ -40,6 +42,8 @@ class DensePredictor(pl.LightningModule):
         optimizer: Builds the optimizer from parameters; AdamW with learning rate 3e-4 and weight decay 0.01 by default.
         lr_scheduler: Builds a schedule, stepped every step, from the optimizer and the total number of steps.
         encoder_lr_scale: The encoder's learning rate as a multiple of the optimizer's (fine-tuning: 0.1).
+        weights: A file of torchvision's `fcn_resnet*` or `deeplabv3_resnet*` to start from, encoder and decoder; the
+            first task takes its classifier. `load_torchvision_segmentation` says what fits it.
 
     Shape:
         image: (B, C, H, W), uint8, or floating point in [0, 1]; more than 32 pixels a side.
@@ -69,6 +73,7 @@ class DensePredictor(pl.LightningModule):
         optimizer: OptimizerFactory | None = None,
         lr_scheduler: SchedulerFactory | None = None,
         encoder_lr_scale: float = 1.0,
+        weights: str | Path | None = None,
     ) -> None:
         super().__init__()
         self._remember(
@@ -81,12 +86,15 @@ class DensePredictor(pl.LightningModule):
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
             encoder_lr_scale=encoder_lr_scale,
+            weights=weights,
         )
         _check_names([task.name for task in tasks])
         self.tasks = nn.ModuleList(tasks)
         self.network = DenseNetwork(
             encoder, decoder, {task.name: task.out_channels for task in tasks}, share_decoder, auxiliary
         )
+        if weights is not None:
+            load_torchvision_segmentation(self.network, weights)
         self.auxiliary_weight = auxiliary_weight
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
@@ -274,10 +282,10 @@ def _check_names(names: list[str]) -> None:
             )
 
 
-def without_pretrained_weights(hyperparameters: dict[str, Any]) -> dict[str, Any]:
-    """The same hyperparameters with the encoder's `weights` set to None."""
-    encoder = hyperparameters.get("encoder") or {}
-    arguments = encoder.get("init_args") or {}
-    if "weights" not in arguments:
-        return hyperparameters
-    return {**hyperparameters, "encoder": {**encoder, "init_args": {**arguments, "weights": None}}}
+def without_pretrained_weights(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The same arguments with `weights`, the module's and its encoder's, set to None."""
+    plain = {**arguments, "weights": None} if "weights" in arguments else {**arguments}
+    encoder = plain.get("encoder") or {}
+    if inner := encoder.get("init_args"):
+        plain["encoder"] = {**encoder, "init_args": without_pretrained_weights(inner)}
+    return plain

@@ -27,13 +27,13 @@ def load_torchvision_segmentation(
     network: DenseNetwork,
     weights: Mapping[str, Tensor] | str | Path,
     task: str | None = None,
-    skip_scores: bool = False,
 ) -> LoadReport:
     """Loads the weights of torchvision's `fcn_resnet*` or `deeplabv3_resnet*`, and logs a report of every tensor.
 
     The network is a `ResNetEncoder(..., output_stride=8)` with a `TorchvisionFCNDecoder` or a
     `TorchvisionDeepLabV3Decoder`, and a `TorchvisionFCNDecoder` as the auxiliary one or none: the file's auxiliary
-    classifier is then not needed. Nothing is changed unless everything fits.
+    classifier is then not needed. Nothing is changed unless everything fits but, to fine-tune for other classes, the
+    scores: last layers of another number of classes are skipped, and stay as they were initialised.
 
     Its planes are torchvision's, on images whose sides are multiples of 8. Other images torchvision neither pads nor
     crops: it stretches a map of ceil(H / 8) cells over the H pixels, which shifts labels by up to 7 pixels at the right
@@ -42,11 +42,10 @@ def load_torchvision_segmentation(
     Args:
         network: What to load into.
         weights: A state dict, or a file that holds one (as torchvision publishes it, or under `model`).
-        task: The task whose decoder takes the classifier; needed only where there are several.
-        skip_scores: Leave the last layers, which give the classes, as they are: to fine-tune for other classes.
+        task: The task whose decoder takes the classifier; by default the first.
 
     Raises:
-        ConfigurationError: If the network has no such task, or several and none is named.
+        ConfigurationError: If the network has no such task.
         WeightsError: If the file cannot be read or does not fit; it names every tensor that does not.
 
     Example:
@@ -56,21 +55,21 @@ def load_torchvision_segmentation(
         >>> encoder = ResNetEncoder("resnet50", output_stride=8)
         >>> network = DenseNetwork(encoder, TorchvisionFCNDecoder, {"segmentation": 5})
         >>> theirs = fcn_resnet50(weights=None, weights_backbone=None, num_classes=21)
-        >>> report = load_torchvision_segmentation(network, theirs.state_dict(), skip_scores=True)
+        >>> report = load_torchvision_segmentation(network, theirs.state_dict())
         >>> print(report)
         DenseNetwork: 324 tensors loaded from a state dict
           in the file, but skipped (2):
-            classifier.4.weight  21 x 512 x 1 x 1: scores, left out as asked
-            classifier.4.bias    21: scores, left out as asked
+            classifier.4.weight  21 x 512 x 1 x 1 in the file, 5 x 512 x 1 x 1 in the network: other classes
+            classifier.4.bias    21 in the file, 5 in the network: other classes
     """
     source = str(weights) if isinstance(weights, str | Path) else "a state dict"
     tensors = read_state_dict(Path(weights).expanduser()) if isinstance(weights, str | Path) else weights
     decoder = _decoder_name(network, task)
     own, names = network.state_dict(), _names(tensors, network, decoder)
     skipped = {
-        key: f"{_shape(tensors[key])}: scores, left out as asked"
+        key: f"{_misfit(tensors[key], own[name])}: other classes"
         for key, name in names.items()
-        if skip_scores and _is_score(name)
+        if _is_score(name) and name in own and len(tensors[key]) != len(own[name])
     }
     adapted = _adapted_input(tensors, own)
     fitting = {
@@ -86,24 +85,19 @@ def load_torchvision_segmentation(
     problems |= {name: "missing in the file" for name in missing if name.startswith(wanted)}
     problems = {key: problem for key, problem in problems.items() if problem}
     if problems:
-        raise WeightsError(_explain(problems, names, source, network))
+        raise WeightsError(_explain(problems, source, network))
     with torch.no_grad():
         for name, value in fitting.items():
             own[name].copy_(value)
     changes = {names[key]: f"3 input channels to {value.shape[1]}" for key, value in adapted.items()}
     unused = tuple(key for key in tensors if key not in names)
     report = LoadReport(source, type(network).__name__, tuple(fitting), changes, missing, skipped, unused)
-    logger.log(logging.WARNING if missing else logging.INFO, "%s", report)
+    logger.log(logging.INFO if report.complete else logging.WARNING, "%s", report)
     return report
 
 
 def _decoder_name(network: DenseNetwork, task: str | None) -> str:
     tasks = list(network.out_channels)
-    if task is None and len(tasks) > 1 and not network.share_decoder:
-        raise ConfigurationError(
-            f"load_torchvision_segmentation: the network has tasks {', '.join(tasks)}; the file has one classifier. "
-            "Name the task that takes it."
-        )
     if task is not None and task not in tasks:
         raise ConfigurationError(
             f"load_torchvision_segmentation: the network has no task {task!r}. Name one of: {', '.join(tasks)}."
@@ -156,16 +150,13 @@ def _shape(tensor: Tensor) -> str:
     return " x ".join(map(str, tensor.shape)) or "scalar"
 
 
-def _explain(problems: dict[str, str], names: dict[str, str], source: str, network: DenseNetwork) -> str:
+def _explain(problems: dict[str, str], source: str, network: DenseNetwork) -> str:
     rows = [f"  {key}: {problem}" for key, problem in problems.items()]
     more = [f"  ... and {len(rows) - 12} more"] if len(rows) > 12 else []
-    if all(key in names and _is_score(names[key]) and "in the network" in text for key, text in problems.items()):
-        way_out = "The file has other classes. Set skip_scores=True to leave its last layers out and fine-tune."
-    else:
-        decoder = next(iter(network.decoders.values()))
-        way_out = (
-            f"The network has {type(network.encoder).__name__} and {type(decoder).__name__}. Expected torchvision's "
-            "fcn_resnet* or deeplabv3_resnet*: a ResNetEncoder of the same name with output_stride=8, and "
-            "TorchvisionFCNDecoder or TorchvisionDeepLabV3Decoder."
-        )
+    decoder = next(iter(network.decoders.values()))
+    way_out = (
+        f"The network has {type(network.encoder).__name__} and {type(decoder).__name__}. Expected torchvision's "
+        "fcn_resnet* or deeplabv3_resnet*: a ResNetEncoder of the same name with output_stride=8, and "
+        "TorchvisionFCNDecoder or TorchvisionDeepLabV3Decoder."
+    )
     return "\n".join([f"{source} does not fit the network:", *rows[:12], *more, way_out])

@@ -319,20 +319,13 @@ def test_a_file_loads_as_torchvision_writes_it(tmp_path, wrapper):
     assert torch.equal(net.decoders["segmentation"].score.weight, state["classifier.4.weight"])
 
 
-def test_other_classes_are_refused_with_the_way_out_and_nothing_is_changed():
-    net, state = small(classes=5), published(small())
-    before = copy.deepcopy(net.state_dict())
-    with pytest.raises(WeightsError, match=r"(?s)classifier.4.weight: 21 x .* in the file, 5 x .*skip_scores=True"):
-        load_torchvision_segmentation(net, state)
-    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
-
-
-def test_scores_can_be_left_out_for_fine_tuning_and_the_report_says_so():
+def test_scores_of_other_classes_are_left_as_they_are_to_be_learned_and_the_report_says_so():
     net = small(classes=5, auxiliary=TorchvisionFCNDecoder)
     state = published(small(auxiliary=TorchvisionFCNDecoder))
-    report = load_torchvision_segmentation(net, state, skip_scores=True)
+    report = load_torchvision_segmentation(net, state)
     heads = ("classifier.4.weight", "classifier.4.bias", "aux_classifier.4.weight", "aux_classifier.4.bias")
     assert set(report.skipped) == set(heads)
+    assert report.skipped["classifier.4.bias"] == "21 in the file, 5 in the network: other classes"
     assert not report.missing
     assert not net.decoders["segmentation"].score.weight.any()  # as it started
     assert torch.equal(net.auxiliary_decoders["segmentation"].hidden[0].weight, state["aux_classifier.0.weight"])
@@ -351,8 +344,11 @@ def test_the_files_auxiliary_classifier_is_not_needed_and_a_missing_one_is_repor
 def test_a_network_of_another_kind_is_refused_by_naming_what_does_not_fit():
     with pytest.raises(WeightsError, match=r"(?s)classifier.0.convs.*no such tensor.*TorchvisionDeepLabV3Decoder"):
         load_torchvision_segmentation(small(), published(small(TorchvisionDeepLabV3Decoder)))
+    net = small(UNetDecoder)
+    before = copy.deepcopy(net.state_dict())
     with pytest.raises(WeightsError, match=r"(?s)has ResNetEncoder and UNetDecoder"):
-        load_torchvision_segmentation(small(UNetDecoder), published(small()))
+        load_torchvision_segmentation(net, published(small()))
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
 
 
 def test_a_file_that_lacks_tensors_is_refused_by_name():
@@ -363,13 +359,13 @@ def test_a_file_that_lacks_tensors_is_refused_by_name():
 
 
 def test_one_task_of_several_takes_the_classifier():
-    net, state = small(tasks={"segmentation": 21, "depth": 1}), published(small())
-    with pytest.raises(ConfigurationError, match="Name the task"):
-        load_torchvision_segmentation(net, state)
-    with pytest.raises(ConfigurationError, match=r"no task 'normals'\. Name one of: segmentation, depth"):
+    net, state = small(tasks={"depth": 1, "segmentation": 21}), published(small())
+    with pytest.raises(ConfigurationError, match=r"no task 'normals'\. Name one of: depth, segmentation"):
         load_torchvision_segmentation(net, state, task="normals")
     report = load_torchvision_segmentation(net, state, task="segmentation")
     assert torch.equal(net.decoders["segmentation"].score.weight, state["classifier.4.weight"])
+    assert all(name.startswith("decoders.depth.") for name in report.missing)
+    report = load_torchvision_segmentation(small(tasks={"segmentation": 21, "depth": 1}), state)
     assert all(name.startswith("decoders.depth.") for name in report.missing)
 
 

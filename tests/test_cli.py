@@ -14,7 +14,10 @@ import torch
 import yaml
 
 from densepred.cli import main
+from densepred.decoders.fcn import TorchvisionFCNDecoder
+from densepred.module import DensePredictor
 from tests import fakes
+from tests.test_architectures import published, small
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
@@ -141,6 +144,26 @@ def test_the_command_line_beats_the_config_and_the_config_beats_the_checkpoint_l
         shown = [float(value) for row in first for key, value in row.items() if key.startswith("lr-") and value]
         assert shown
         assert shown == pytest.approx([base / 2] * len(shown))
+
+
+def test_a_published_segmentation_network_is_fine_tuned_and_its_file_is_not_needed_again(config, caplog):
+    torch.save(published(small(auxiliary=TorchvisionFCNDecoder)), "fcn.pth")
+    main([
+        "fit", "--config", str(config), "--trainer.max_steps", "1", "--model.weights", "fcn.pth",
+        "--model.encoder.output_stride", "8", "--model.optimizer.lr", "0",
+        "--model.decoder", "TorchvisionFCNDecoder", "--model.auxiliary", "TorchvisionFCNDecoder",
+    ])  # fmt: skip
+    assert "classifier.4.bias    21 in the file, 11 in the network: other classes" in caplog.text
+    file, last = torch.load("fcn.pth"), torch.load("runs/version_0/checkpoints/last.ckpt", weights_only=True)
+    for ours, theirs in (
+        ("encoder.layer4.0.conv1", "backbone.layer4.0.conv1"),
+        ("decoders.segmentation.hidden.0", "classifier.0"),
+        ("auxiliary_decoders.segmentation.hidden.0", "aux_classifier.0"),
+    ):
+        assert torch.equal(last["state_dict"][f"network.{ours}.weight"], file[f"{theirs}.weight"])
+    Path("fcn.pth").unlink()
+    assert main(["test", "--ckpt_path", "last"]) == 0
+    assert DensePredictor.load_from_checkpoint("runs/version_0/checkpoints/last.ckpt").hparams["weights"] is None
 
 
 def test_a_run_killed_in_mid_fit_leaves_a_loadable_checkpoint_that_resumes(config):

@@ -4,26 +4,31 @@ The command line beats the config, and the config beats the checkpoint, learning
 """
 
 import argparse
+import logging
 import sys
+import warnings
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Any
+from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 import yaml
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from densepred.callbacks.checkpoints import WholeFileCheckpointIO, run_checkpoints
 from densepred.callbacks.panels import Panels
 from densepred.callbacks.progress import EpochProgress
 from densepred.callbacks.results import Results
+from densepred.callbacks.summary import NetworkSummary
 from densepred.data.datamodule import DenseDataModule
+from densepred.errors import ConfigurationError
 from densepred.loggers import drop_rows_after, wandb_offline_unless_reachable, with_run_logger
 from densepred.module import DensePredictor
-from densepred.resume import checkpoint_config, find_checkpoint, read_checkpoint
+from densepred.resume import check_same_network, checkpoint_config, find_checkpoint, read_checkpoint
 
 ROOT = "runs"
 """Where runs go unless trainer.default_root_dir says otherwise."""
@@ -32,9 +37,12 @@ ROOT = "runs"
 def run(arguments: list[str]) -> int:
     """Runs `fit`, `validate` or `test`; `arguments` starts with the verb."""
     import_parts()
+    silence_notices()
     saved, sys.argv[1:] = sys.argv[1:], arguments  # ranks launched by Lightning repeat sys.argv
     try:
         DensePredCLI()
+    except MisconfigurationException as error:  # Lightning's own: an accelerator that is not there, ...
+        raise ConfigurationError(str(error)) from error
     finally:
         sys.argv[1:] = saved
     return 0
@@ -46,6 +54,30 @@ def import_parts() -> None:
         for module in iter_modules(import_module(f"densepred.{package}").__path__):
             import_module(f"densepred.{package}.{module.name}")
     import_module("densepred.schedules")
+
+
+def silence_notices() -> None:
+    """Leaves out what Lightning says that no user can act on: advertisements, and its own use of torch."""
+    warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+    log = logging.getLogger("pytorch_lightning.utilities.rank_zero")
+    if _is_news not in log.filters:
+        log.addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(("💡 Tip", "TPU available", "Loading `train_dataloader`"))
+
+
+class RunParser(LightningArgumentParser):
+    """Says what is wrong with an option without listing the types that were tried."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Prints the message and ends with status 2."""
+        if "arguments are required" in message:
+            message += ". Give --config FILE, or --ckpt_path with the name or file of a checkpoint that knows them."
+        tried = ("Does not validate against", "Subtypes:", "Errors:", "- Expected a <class 'NoneType'>",
+                 "Given value type:", "Given value: NestedArg")  # fmt: skip
+        super().error("\n".join(line for line in message.split("\n") if not line.lstrip().startswith(tried)), ex)
 
 
 class DensePredCLI(LightningCLI):
@@ -63,11 +95,20 @@ class DensePredCLI(LightningCLI):
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
             trainer_defaults={"default_root_dir": ROOT},
+            parser_class=RunParser,
             # an error in one option would else print the names of all the others
             parser_kwargs={
-                verb: {"usage": f"densepred {verb} [--config FILE] [--option VALUE ...]"} for verb in self.subcommands()
+                "usage": "densepred VERB [--config FILE] [--option VALUE ...]",
+                "allow_abbrev": False,  # an option cut short is a misspelt one
+                **{v: {"usage": f"densepred {v} [--config FILE] [--option VALUE ...]"} for v in self.subcommands()},
             },
         )
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand != "fit":
+            parser.set_defaults({"verbose": False})  # Lightning's table; `Results` prints ours
+        return parser
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -82,20 +123,37 @@ class DensePredCLI(LightningCLI):
         if self.checkpoint is not None:
             config = self.config[self.config.subcommand]
             config.weights_only = True  # plain values and tensors, no code
-            encoder = config.model.init_args.encoder
-            if "weights" in encoder.get("init_args", {}):
-                encoder.init_args.weights = None  # they are in the checkpoint
+            module = config.model.init_args
+            for part in (module, module.encoder.get("init_args", {})):
+                if "weights" in part:
+                    part["weights"] = None  # they are in the checkpoint
+
+        elif self.config.subcommand != "fit":
+            raise ConfigurationError(
+                f"densepred {self.config.subcommand} needs --ckpt_path: best, last or the file of a checkpoint. Without "
+                "one it would measure a network that has not been trained."
+            )
 
     def _parse_ckpt_path(self) -> None:
         """Lightning's own would put the checkpoint's hyperparameters above the command line."""
 
     def before_instantiate_classes(self) -> None:
-        """Weights & Biases runs offline where it cannot run online."""
+        """Weights & Biases writes to the run's root, and runs offline where it cannot run online."""
+        if self.subcommand != "fit":
+            self.save_config_kwargs["config_filename"] = f"{self.subcommand}.yaml"  # config.yaml is the training's
         trainer = self._get(self.config, "trainer")
-        if "wandb" in repr(trainer.get("logger")).lower():
-            message = wandb_offline_unless_reachable(trainer.default_root_dir)
-            if message:
+        for logger in _as_list(trainer.get("logger")):
+            if not getattr(logger, "class_path", "").endswith("WandbLogger"):
+                continue
+            if str(logger.init_args.save_dir) == ".":  # WandbLogger's default
+                logger.init_args.save_dir = str(trainer.default_root_dir)
+            if message := wandb_offline_unless_reachable(logger.init_args.save_dir):
                 print(message)
+
+    def after_instantiate_classes(self) -> None:
+        """A checkpoint of another network is refused before anything is read or written."""
+        if self.checkpoint is not None:
+            check_same_network(self.checkpoint, self.model.state_dict())
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """The trainer with the run's folder, loggers, checkpoints, panels and progress."""
@@ -105,12 +163,15 @@ class DensePredCLI(LightningCLI):
         kwargs["plugins"] = [*_as_list(options.get("plugins")), WholeFileCheckpointIO()]
         own = _as_list(options.get("callbacks"))
         kwargs["callbacks"] = [*own, *self._standard_callbacks(options, own, kwargs["logger"])]
+        kwargs["enable_model_summary"] = False  # Lightning's knows no encoder and no decoder
         return super().instantiate_trainer(**kwargs)
 
     def _standard_callbacks(self, options: Any, own: list[pl.Callback], logger: Any) -> list[pl.Callback]:
         callbacks: list[pl.Callback] = [Panels(), Results()]
         if options.get("enable_progress_bar") is not False:
             callbacks.append(EpochProgress())
+        if options.get("enable_model_summary") is not False:
+            callbacks.append(NetworkSummary())
         if logger is not False and self.subcommand == "fit":
             callbacks.append(LearningRateMonitor("step"))
         callbacks = [new for new in callbacks if not any(isinstance(old, type(new)) for old in own)]
@@ -160,11 +221,14 @@ def with_checkpoint(arguments: list[str]) -> tuple[list[str], Path | None]:
     scan.add_argument("--config", "-c", action="append", default=[])
     scan.add_argument("--trainer.default_root_dir", dest="root")
     known, _ = scan.parse_known_args(arguments)
-    if not known.ckpt_path:
+    given = [_read_config(path) for path in known.config]
+    names = [known.ckpt_path, *(config.get("ckpt_path") for config in reversed(given))]
+    roots = [known.root, *((config.get("trainer") or {}).get("default_root_dir") for config in reversed(given)), ROOT]
+    name = next((name for name in names if name is not None), None)
+    if name in (None, "null"):
         return arguments, None
-    found = find_checkpoint(known.ckpt_path, Path(known.root or _configured_root(known.config)))
-    replaced = {known.ckpt_path: str(found), f"--ckpt_path={known.ckpt_path}": f"--ckpt_path={found}"}
-    verb, *rest = [replaced.get(word, word) for word in arguments]
+    found = find_checkpoint(str(name), Path(next(root for root in roots if root)))
+    verb, *rest = [*arguments, f"--ckpt_path={found}"]
     if known.config:
         return [verb, *rest], found
     config = checkpoint_config(found)
@@ -196,12 +260,13 @@ def nulls_as_configs(arguments: list[str]) -> list[str]:
     return converted
 
 
-def _configured_root(configs: list[str]) -> str:
-    root = ROOT
-    for path in configs:
-        trainer = (yaml.safe_load(Path(path).read_text()) or {}).get("trainer") or {}
-        root = trainer.get("default_root_dir") or root
-    return root
+def _read_config(path: str) -> dict[str, Any]:
+    """A configuration file's content; of one that cannot be read nothing, since the parser will say why."""
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _as_list(value: Any) -> list[Any]:
