@@ -203,6 +203,22 @@ def test_an_archive_cut_short_is_named(tmp_path, mode):
         unpack(entries(archive), tmp_path / "out")
 
 
+@pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz"])
+@pytest.mark.parametrize("keep", [60, None], ids=["cut within its header", "changed in its checksum"])
+def test_a_compressed_archive_is_compared_with_its_checksum_to_the_end(tmp_path, mode, keep):
+    archive = tmp_path / "a.tar"
+    with tarfile.open(archive, mode) as tar:
+        member = tarfile.TarInfo("a.bin")
+        member.size = len(CONTENT)
+        tar.addfile(member, io.BytesIO(CONTENT))
+    content = bytearray(archive.read_bytes())
+    content[-6] ^= 0x55
+    archive.write_bytes(content[:keep])
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DataError, match=r"a\.tar: (damaged or cut short|neither a tar nor a zip)"):
+        unpack(entries(archive), tmp_path / "out")
+
+
 def test_a_web_page_in_place_of_an_archive_is_called_one(tmp_path):
     (tmp_path / "a.tar").write_text("<!DOCTYPE html><html>We moved</html>")
     with pytest.raises(DataError, match="but a web page"):

@@ -5,13 +5,14 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
 
-from densepred.data.download import SPARE_BYTES, size_text
+from densepred.data.download import CHUNK, SPARE_BYTES, size_text
 from densepred.errors import DataError
 
 DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, LZMAError, RuntimeError, NotImplementedError)
@@ -37,19 +38,13 @@ class Entry:
 
     def read(self) -> bytes:
         """All of its bytes."""
-        try:
-            with self.open() as data:
-                return data.read()
-        except DAMAGE as error:
-            raise _damaged(self.source, error) from error
+        with _damage_named(self.source), self.open() as data:
+            return data.read()
 
     def copy_to(self, path: Path) -> None:
         """Writes its bytes to `path`."""
-        try:
-            with self.open() as data, path.open("wb") as file:
-                shutil.copyfileobj(data, file, 1 << 20)
-        except DAMAGE as error:
-            raise _damaged(self.source, error) from error
+        with _damage_named(self.source), self.open() as data, path.open("wb") as file:
+            shutil.copyfileobj(data, file, CHUNK)
 
 
 def entries(source: Path) -> Iterator[Entry]:
@@ -66,7 +61,8 @@ def entries(source: Path) -> Iterator[Entry]:
         return _folder_entries(source)
     if not source.is_file():
         raise DataError(f"{source}: no such file or folder")
-    return _limited(source, _archive_entries(source))
+    with _damage_named(source):
+        return _limited(source, _archive_entries(source))
 
 
 def unpack(files: Iterable[Entry], folder: Path) -> None:
@@ -108,7 +104,7 @@ def _archive_entries(archive: Path) -> Iterator[Entry]:
 
 def _limited(archive: Path, found: Iterator[Entry]) -> Iterator[Entry]:
     total = 0
-    try:
+    with _damage_named(archive):
         for count, entry in enumerate(found, start=1):
             total += entry.size
             if total > LARGEST or count > MOST_FILES:
@@ -117,13 +113,18 @@ def _limited(archive: Path, found: Iterator[Entry]) -> Iterator[Entry]:
                     "data sets does; it is refused"
                 )
             yield entry
-    except DAMAGE as error:
-        raise _damaged(archive, error) from error
 
 
-def _damaged(archive: Path, error: Exception) -> DataError:
-    size = size_text(archive.stat().st_size)
-    return DataError(f"{archive}: damaged or cut short at {size} ({error}); get it again")
+@contextmanager
+def _damage_named(archive: Path) -> Iterator[None]:
+    """Whatever the readers of archives raise on damaged bytes becomes one error that names the archive."""
+    try:
+        yield
+    except (*DAMAGE, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the system's own, such as a full disk
+            raise
+        size = size_text(archive.stat().st_size)
+        raise DataError(f"{archive}: damaged or cut short at {size} ({error}); get it again") from error
 
 
 def _tar_entries(archive: Path) -> Iterator[Entry]:
@@ -138,6 +139,9 @@ def _tar_entries(archive: Path) -> Iterator[Entry]:
                 yield Entry(archive, path, member.size, partial(_opened, tar, member))
             elif not member.isdir():
                 raise DataError(f"{archive}: {member.name} is a device or a pipe, not a file; the archive is refused")
+        # the checksum of a compressed stream is compared at its end, behind the last file
+        while tar.fileobj and tar.fileobj.read(CHUNK):
+            pass
 
 
 def _opened(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
