@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from types import SimpleNamespace
 
 import albumentations as A
 import numpy as np
@@ -240,6 +241,13 @@ def test_training_batches_are_all_full():
 def test_a_batch_larger_than_the_set_is_refused():
     with pytest.raises(ConfigurationError, match="batch_size 7 is larger than the training set of 6"):
         NumberedDataModule(batch_size=7, num_workers=0).train_dataloader()
+
+
+def test_a_batch_larger_than_a_process_has_samples_is_refused():
+    data = NumberedDataModule(batch_size=4, num_workers=0)
+    data.trainer = SimpleNamespace(world_size=2, global_rank=1)
+    with pytest.raises(ConfigurationError, match=r"set of 6, shared by 2 processes, .* Set batch_size to 3 or less"):
+        data.train_dataloader()
 
 
 def test_an_empty_split_is_refused():

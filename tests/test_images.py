@@ -9,7 +9,7 @@ from PIL import Image
 from densepred.data.images import read_depth, read_image, read_label, read_size, refuse_values
 from densepred.data.jpeg import jpeg_fault
 from densepred.data.listing import carve, evenly, read_list
-from densepred.errors import DataError
+from densepred.errors import ConfigurationError, DataError
 from tests.fakes import voc_palette, write_palette_png
 
 
@@ -185,6 +185,11 @@ def test_a_limited_list_is_spread_over_the_whole():
     names = [f"{i}" for i in range(100)]
     assert evenly(names, 4) == ["0", "25", "50", "75"]
     assert evenly(names, 1000) == evenly(names, None) == names
+
+
+def test_a_limit_that_leaves_nothing_is_refused():
+    with pytest.raises(ConfigurationError, match="A limit of -1 leaves nothing of a list"):
+        evenly(["a", "b"], -1)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.5])

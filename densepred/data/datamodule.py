@@ -97,13 +97,14 @@ class DenseDataModule(LightningDataModule, ABC):
     def train_dataloader(self) -> Batches:
         """Shuffled batches of equal sizes."""
         dataset = self._ready("train")
-        if len(dataset) < self.batch_size:
-            raise ConfigurationError(
-                f"{type(self).__name__}: batch_size {self.batch_size} is larger than the training set of "
-                f"{len(dataset)}, so no batch would ever be full. Set batch_size to {len(dataset)} or less."
-            )
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         sampler = EpochSampler(len(dataset), self.seed, world, rank)
+        if len(sampler) < self.batch_size:
+            shared = f", shared by {world} processes," if world > 1 else ""
+            raise ConfigurationError(
+                f"{type(self).__name__}: batch_size {self.batch_size} is larger than the training set of "
+                f"{len(dataset)}{shared} allows: no batch would ever be full. Set batch_size to {len(sampler)} or less."
+            )
         return self._loader(dataset, self.batch_size, sampler)
 
     def val_dataloader(self) -> Batches:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from densepred.errors import DataError
+from densepred.errors import ConfigurationError, DataError
 
 
 def read_list(path: Path) -> list[str]:
@@ -32,7 +32,10 @@ def _name(line: str) -> str:
 
 
 def evenly(names: list[str], limit: int | None) -> list[str]:
-    """At most `limit` of the names, evenly spread over the list: the same ones every time.
+    """At most `limit` of the names, evenly spread over the list: the same ones every time. None takes all.
+
+    Raises:
+        ConfigurationError: If the limit is below 1.
 
     Example:
         >>> evenly(["a", "b", "c", "d", "e"], 2)
@@ -40,6 +43,8 @@ def evenly(names: list[str], limit: int | None) -> list[str]:
     """
     if limit is None or limit >= len(names):
         return names
+    if limit < 1:
+        raise ConfigurationError(f"A limit of {limit} leaves nothing of a list. Give at least 1, or null for all.")
     return [names[i * len(names) // limit] for i in range(limit)]
 
 
