@@ -297,6 +297,19 @@ def test_without_a_seed_pythons_own_random_numbers_decide():
     assert not np.array_equal(draws[1], draws[2])
 
 
+def test_transforms_draw_other_numbers_than_data_that_are_made_from_the_same_seed():
+    drawn = []
+
+    class Draws(A.ImageOnlyTransform):
+        def apply(self, img, **params):
+            drawn.extend(self.random_generator.random(10))
+            return img
+
+    SampleTransforms([Draws(p=1.0)])({"image": photo()}, (7, 0, 3))
+    assert len(drawn) == 10
+    assert not set(drawn) & set(np.random.default_rng((7, 0, 3)).random(100))
+
+
 def test_neighbours_in_a_pipeline_draw_independently():
     """albumentations seeds every transform with the same number: all that have p = 0.5 then act together."""
     transforms = SampleTransforms([FlipLeftRight(p=0.5), A.InvertImg(p=0.5)])

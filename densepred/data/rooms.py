@@ -34,12 +34,11 @@ class Rooms(DenseDataset):
         split: "train", "val" or "test".
         count: Number of scenes.
         size: Of the images, (height, width).
-        seed: Of the scenes.
+        seed: Of the scenes, and of the transforms' random numbers.
         missing: Share of the pixels whose depth and normals are missing as a depth sensor would miss them: in patches,
             and first where depth jumps or the surface is seen at a grazing angle.
         void: Share of the pixels that are not labelled, along the borders between classes.
         transforms: Sample and seed to sample.
-        transforms_seed: Of the transforms' random numbers; `seed` when None.
 
     Shape:
         image: (H, W, 3) uint8. segmentation: (H, W) uint8. depth: (H, W) float32, metres. normals: (H, W, 3) float32,
@@ -65,9 +64,8 @@ class Rooms(DenseDataset):
         missing: float = 0.0,
         void: float = 0.0,
         transforms: Transforms | None = None,
-        transforms_seed: int | None = None,
     ) -> None:
-        super().__init__(transforms, seed if transforms_seed is None else transforms_seed)
+        super().__init__(transforms, seed)
         if split not in STREAMS:
             raise ConfigurationError(f"Rooms: split must be one of {list(STREAMS)}, got {split!r}.")
         if min(size) < 16:

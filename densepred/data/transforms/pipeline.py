@@ -71,7 +71,9 @@ class SampleTransforms:
         """The sample after the pipeline."""
         keep_memory()
         sample = self._checked(sample)
-        numbers = np.random.default_rng(random.getrandbits(128) if seed is None else seed)
+        # a child of its own: data that are made from the same numbers, as rooms are, draw from the parent
+        entropy = np.random.SeedSequence(random.getrandbits(128) if seed is None else seed, spawn_key=(0,))
+        numbers = np.random.default_rng(entropy)
         # one stream for all: seeded by albumentations, every transform would draw the same numbers as its neighbour
         self.pipeline.set_random_state(numbers, random.Random(int(numbers.integers(2**63))))
         result: Sample = self.pipeline(**sample)
