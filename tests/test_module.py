@@ -6,11 +6,14 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
+from densepred.data.collate import Collate
 from densepred.decoders.fcn import FCNDecoder
+from densepred.decoders.pointwise import PointwiseDecoder
 from densepred.decoders.unet import UNetDecoder
 from densepred.encoders.resnet import ResNetEncoder
 from densepred.errors import ConfigurationError
 from densepred.module import DensePredictor
+from densepred.sample import Kind
 from densepred.schedules import PolyLR
 from densepred.tasks.depth import Depth
 from densepred.tasks.normals import Normals
@@ -157,6 +160,73 @@ def test_a_task_of_any_name_and_a_mask_are_padded_with_missing_where_the_image_i
         planes = {k: v[..., :40, :56] for k, v in module.network(batch["image"]).items()}
     labels = torch.nn.functional.cross_entropy(planes["second"], batch["second"].long(), ignore_index=255)
     torch.testing.assert_close(loss, (planes["flow"] - batch["flow"]).square().mean() + labels)
+
+
+def pooled(planes, sizes):
+    """The pixels of each image, without its padding, in one line."""
+    own = [each[..., :h, :w].reshape(*each.shape[:-2], h * w) for each, (h, w) in zip(planes, sizes, strict=True)]
+    return np.concatenate(own, axis=-1)
+
+
+def mean_iou(prediction, target):
+    counts = [((prediction == k) & (target == k), (prediction == k) | (target == k)) for k in np.unique(target)]
+    return np.mean([hit.sum() / union.sum() for hit, union in counts])
+
+
+def iou_of_present(prediction, target):
+    hits, unions = (prediction & target).sum((0, 2)), (prediction | target).sum((0, 2))
+    return np.mean(hits / unions)
+
+
+def rmse(prediction, target):
+    return np.sqrt(np.mean((prediction - target) ** 2))
+
+
+@pytest.mark.parametrize(
+    ("task", "draw", "score"),
+    [
+        (Segmentation(1, mode="binary"), lambda random, size: random.integers(0, 2, size, np.uint8), mean_iou),
+        (Segmentation(4), lambda random, size: random.integers(0, 4, size, np.int32), mean_iou),
+        (
+            Segmentation(3, mode="multilabel", class_weights=[1.0, 2.0, 3.0]),
+            lambda random, size: random.integers(0, 2, (3, *size), np.uint8),
+            iou_of_present,
+        ),
+        (
+            Regression(2, name="flow"),
+            lambda random, size: random.normal(size=(2, *size)).astype(np.float32) + 1,
+            rmse,
+        ),
+    ],
+    ids=["binary", "int32", "multilabel", "flow"],
+)
+def test_a_task_of_any_kind_trains_and_is_scored_over_the_pixels_of_images_of_different_sizes(
+    tmp_path, task, draw, score
+):
+    random = np.random.default_rng(0)
+    kinds = {"image": Kind.IMAGE, task.name: task.kind, "name": Kind.NAME}
+    samples = [
+        {
+            "image": torch.from_numpy(random.integers(0, 256, (3, *size), np.uint8)),
+            task.name: torch.from_numpy(draw(random, size)),
+            "name": str(size),
+        }
+        for size in [(40, 56), (48, 40)]
+    ]
+    module = build(tasks=[task], share_decoder=True, auxiliary=PointwiseDecoder)
+    run = trainer(tmp_path, enable_checkpointing=False)
+    run.fit(module, DataLoader([samples[0]] * 2, 2))
+    assert run.callback_metrics["train/loss"].isfinite()
+    data = DataLoader(samples, 2, collate_fn=Collate(kinds))
+    metrics = run.validate(module, data, verbose=False)[0]
+    batch = next(iter(data))
+    with torch.no_grad():
+        predictions = module.eval()(batch["image"])[task.name].numpy()
+    targets = [item[task.name][None].numpy() for item in samples]
+    sizes = [tuple(item["image"].shape[-2:]) for item in samples]
+    seen, true = (pooled(planes, sizes) for planes in (np.split(predictions, 2), targets))
+    monitor = f"val/{task.name}/{task.monitor[0]}"
+    assert metrics[monitor] == pytest.approx(score(seen, true), rel=1e-5)
 
 
 class Data(pl.LightningDataModule):
