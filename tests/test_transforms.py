@@ -12,6 +12,7 @@ import albumentations as A
 import numpy as np
 import pytest
 from jsonargparse import ArgumentParser
+from PIL import Image
 
 from densepred.data.transforms import (
     CentreCrop,
@@ -252,12 +253,38 @@ def test_wide_labels_survive_a_turn():
     assert set(np.unique(result["segmentation"])) == {-1, 16_777_217}
 
 
-def test_shrinking_averages_the_image():
-    image = photo((64, 64))
-    means = image.reshape(16, 4, 16, 4, 3).mean((1, 3))
-    for step in (Rescale(factor=0.25), ScaleCrop(size=(16, 16), scale=(0.25, 0.25))):
-        result = SampleTransforms([step])({"image": image})["image"]
-        np.testing.assert_allclose(result, means, atol=0.51)
+@pytest.mark.parametrize("size", [(15, 20), (37, 53), (60, 45), (100, 150), (30, 130)])
+def test_images_are_resized_as_pillow_does_averaging_what_shrinks(size):
+    image = photo()
+    expected = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR), np.float32)
+    np.testing.assert_allclose(SampleTransforms([Rescale(size=size)])({"image": image})["image"], expected, atol=1)
+    exact = SampleTransforms([Rescale(size=size)])({"image": image.astype(np.float32)})["image"]
+    np.testing.assert_allclose(exact, expected, atol=1)
+
+
+@pytest.mark.parametrize("zoom", [0.7, 1.6])
+def test_a_zoom_resizes_what_it_keeps_and_nothing_else(zoom):
+    image = photo((200, 300))
+    # the place of every pixel, as its label, tells which part was kept
+    sample = {"image": image, "segmentation": np.arange(60_000, dtype=np.int32).reshape(200, 300)}
+    for seed in range(4):
+        result = SampleTransforms([ScaleCrop(size=(100, 120), scale=(zoom, zoom))])(sample, (seed,))
+        first, last = result["segmentation"][0, 0], result["segmentation"][-1, -1]
+        kept = image[first // 300 : last // 300 + 1, first % 300 : last % 300 + 1]
+        expected = Image.fromarray(kept).resize((120, 100), Image.Resampling.BILINEAR)
+        np.testing.assert_allclose(result["image"].astype(float), np.asarray(expected), atol=1)
+
+
+@pytest.mark.filterwarnings("error")
+def test_images_that_lie_backwards_in_memory_or_may_not_be_written_are_resized_like_others():
+    image = photo()
+    backwards, fixed = image[::-1, ::-1].copy()[::-1, ::-1], image.copy()
+    fixed.setflags(write=False)
+    results = [
+        SampleTransforms([Rescale(factor=0.7)])({"image": given})["image"] for given in (image, backwards, fixed)
+    ]
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
 
 
 def test_to_tensor_is_accepted_and_arrays_come_out_all_the_same():

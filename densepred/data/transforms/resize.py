@@ -12,7 +12,7 @@ class Rescale(SceneTransform):
     """Resizes the picture; the scene stays where it is.
 
     Intrinsics follow the pixels (fx' = s fx, cx' = (cx + 0.5) s - 0.5); depth and normals keep their values. An image
-    that shrinks is averaged over areas. Give exactly one of `size`, `short_side` and `factor`.
+    that shrinks is averaged. Give exactly one of `size`, `short_side` and `factor`.
 
     Args:
         size: (height, width) of the result, whatever the shape before.
