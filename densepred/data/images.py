@@ -24,14 +24,14 @@ def read_image(path: Path) -> np.ndarray:
     """
     content = read_bytes(path)
     refuse_damage(content, path)
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     except cv2.error as error:
         raise DataError(_unreadable(path, str(error))) from error
     if image is None:
         raise DataError(_unreadable(path, "it is truncated, damaged or no picture"))
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+    return image
 
 
 def read_label(path: Path) -> np.ndarray:
