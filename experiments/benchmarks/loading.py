@@ -2,12 +2,19 @@
 
     python experiments/benchmarks/loading.py data/VOCdevkit/VOC2012 [rounds] [images]
 
-All three read image and labels, scale by 0.5 to 2, crop to 480 x 480 (padding what is too small) and flip. Ours and
-albumentations scale relative to the image and hand over uint8. The reference scales relative to a shorter side of 520,
-converts to float32 and int64, and normalises, all of it in the loading process, as its training script does.
+All read JPEG and label PNG, bring the shorter side to 260 to 1040 pixels (torchvision's base size 520, times 0.5 to 2),
+crop to 480 x 480, pad what is too small (labels with 255), flip half of them, and collate batches of 8.
 
-One thread; the three take turns in a changing order, so that what else the machine does hits all alike. Counted is CPU
-time; printed are the median, the lowest and the highest of the rounds.
+- ours: ScaleCrop and FlipLeftRight, the scale's range relative to the mean shorter side of these images; it resizes
+  only what it keeps, averages what shrinks, checks the JPEG's structure and the labels' values, and hands over uint8.
+- torchvision_pil, torchvision_tensor: SegmentationPresetTrain of torchvision's references/segmentation, on either
+  backend: resizes the whole image with antialiasing, normalises, and hands over float32 and int64.
+- albumentations: SmallestMaxSize, PadIfNeeded, RandomCrop, HorizontalFlip, Normalize, ToTensorV2, all with their
+  defaults (nothing is averaged); float32 images and uint8 labels.
+- albumentations_uint8: the same without Normalize.
+
+One thread; they take turns in a changing order, so that what else the machine does hits all alike. Counted is CPU time;
+printed are the median, the lowest and the highest of the rounds, and the median of the ratios within a round.
 """
 
 import random
@@ -22,88 +29,124 @@ import cv2
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as F
+from torch.utils.data import default_collate
+from torchvision import transforms as T
+from torchvision.transforms import functional as F
 
+from densepred.data.collate import Collate
+from densepred.data.images import read_size
 from densepred.data.transforms import FlipLeftRight, SampleTransforms, ScaleCrop
 from densepred.data.voc import PascalVOC
 
-SIZE = 480
-Load = Callable[[int], object]
+SIZE, BATCH = 480, 8
+SHORTER = (260, 1040)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+Load = Callable[[list[int]], object]
+"""Indices to a batch."""
 
 
-def ours(dataset: PascalVOC) -> Load:
-    pipeline = [ScaleCrop(size=(SIZE, SIZE), scale=(0.5, 2.0)), FlipLeftRight()]
-    dataset.transforms = SampleTransforms(pipeline)
-    return lambda index: dataset[index]
+def ours(root: Path) -> Load:
+    dataset = PascalVOC(root)
+    shorter = statistics.mean(min(read_size(dataset.files(index)["image"])) for index in range(len(dataset)))
+    scale = (SHORTER[0] / shorter, SHORTER[1] / shorter)
+    dataset.transforms = SampleTransforms([ScaleCrop(size=(SIZE, SIZE), scale=scale), FlipLeftRight()])
+    collate = Collate(dataset.kinds, training=True)
+    return lambda indices: collate([dataset[index] for index in indices])
 
 
-def plain_albumentations(dataset: PascalVOC) -> Load:
-    pipeline = A.Compose(
-        [
-            A.RandomScale((-0.5, 1.0), area_for_downscale="image", p=1.0),
-            A.PadIfNeeded(SIZE, SIZE, fill_mask=255),
-            A.RandomCrop(SIZE, SIZE),
-            A.HorizontalFlip(),
-        ]
-    )
+def albumentations(root: Path, normalise: bool = True) -> Load:
+    dataset = PascalVOC(root)
+    steps = [
+        A.SmallestMaxSize(list(range(SHORTER[0], SHORTER[1] + 1))),
+        A.PadIfNeeded(SIZE, SIZE, fill_mask=255),
+        A.RandomCrop(SIZE, SIZE),
+        A.HorizontalFlip(),
+        *([A.Normalize(MEAN, STD)] if normalise else []),
+        A.ToTensorV2(),
+    ]
+    pipeline = A.Compose(steps)
 
-    def load(index: int) -> object:
+    def sample(index: int) -> object:
         files = dataset.files(index)
         image = cv2.cvtColor(cv2.imread(str(files["image"])), cv2.COLOR_BGR2RGB)
-        sample = pipeline(image=image, mask=np.array(Image.open(files["segmentation"])))
-        return torch.from_numpy(np.ascontiguousarray(sample["image"].transpose(2, 0, 1))), torch.from_numpy(
-            np.ascontiguousarray(sample["mask"])
-        )
+        return pipeline(image=image, mask=np.array(Image.open(files["segmentation"])))
 
-    return load
+    return lambda indices: default_collate([sample(index) for index in indices])
 
 
-def torchvision_reference(dataset: PascalVOC) -> Load:
-    """references/segmentation: presets.py and transforms.py of torchvision, PIL backend, base 520, crop 480."""
+def albumentations_uint8(root: Path) -> Load:
+    return albumentations(root, normalise=False)
 
-    def load(index: int) -> object:
+
+def torchvision_pil(root: Path, tensors: bool = False) -> Load:
+    dataset = PascalVOC(root)
+
+    def to_tensors(image: Image.Image, labels: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
+        return F.pil_to_tensor(image), torch.as_tensor(np.array(labels), dtype=torch.int64)
+
+    def padded(image: Image.Image | torch.Tensor, fill: int) -> Image.Image | torch.Tensor:
+        _, height, width = F.get_dimensions(image)
+        if min(height, width) >= SIZE:
+            return image
+        return F.pad(image, [0, 0, max(0, SIZE - width), max(0, SIZE - height)], fill=fill)
+
+    def sample(index: int) -> object:
         files = dataset.files(index)
-        image, mask = Image.open(files["image"]).convert("RGB"), Image.open(files["segmentation"])
-        shorter = random.randint(260, 1040)
-        image = F.resize(image, [shorter], antialias=True)
-        mask = F.resize(mask, [shorter], interpolation=v2.InterpolationMode.NEAREST)
+        image, labels = Image.open(files["image"]).convert("RGB"), Image.open(files["segmentation"])
+        if tensors:
+            image, labels = to_tensors(image, labels)
+            labels = labels[None]  # the reference forgets this axis, without which resize fails
+        shorter = random.randint(*SHORTER)
+        image = F.resize(image, shorter, antialias=True)
+        labels = F.resize(labels, shorter, interpolation=T.InterpolationMode.NEAREST)
         if random.random() < 0.5:
-            image, mask = F.horizontal_flip(image), F.horizontal_flip(mask)
-        short = [0, 0, max(0, SIZE - image.width), max(0, SIZE - image.height)]
-        image, mask = F.pad(image, short, fill=0), F.pad(mask, short, fill=255)
-        box = v2.RandomCrop.get_params(image, (SIZE, SIZE)) if hasattr(v2.RandomCrop, "get_params") else _box(image)
-        image, mask = F.crop(image, *box), F.crop(mask, *box)
-        labels = torch.as_tensor(np.array(mask), dtype=torch.int64)
-        pixels = F.to_dtype(F.pil_to_tensor(image), torch.float32, scale=True)
-        return F.normalize(pixels, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]), labels
+            image, labels = F.hflip(image), F.hflip(labels)
+        image, labels = padded(image, 0), padded(labels, 255)
+        window = T.RandomCrop.get_params(image, (SIZE, SIZE))
+        image, labels = F.crop(image, *window), F.crop(labels, *window)
+        if not tensors:
+            image, labels = to_tensors(image, labels)
+        return F.normalize(F.convert_image_dtype(image, torch.float), MEAN, STD), labels.squeeze(0)
 
-    return load
-
-
-def _box(image: Image.Image) -> tuple[int, int, int, int]:
-    return random.randint(0, image.height - SIZE), random.randint(0, image.width - SIZE), SIZE, SIZE
+    return lambda indices: default_collate([sample(index) for index in indices])
 
 
-def main(root: str, rounds: int = 5, images: int = 60) -> None:
-    torch.set_num_threads(1)
-    cv2.setNumThreads(0)
-    loads = {make.__name__: make(PascalVOC(Path(root))) for make in (ours, plain_albumentations, torchvision_reference)}
+def torchvision_tensor(root: Path) -> Load:
+    return torchvision_pil(root, tensors=True)
+
+
+def measure(root: Path, rounds: int, images: int) -> dict[str, list[float]]:
+    """Samples for a second of CPU time in every round, by contender."""
+    loads = {make.__name__: make(root) for make in CONTENDERS}
     rates: dict[str, list[float]] = {name: [] for name in loads}
     for turn in range(rounds + 1):
         for name in random.sample(list(loads), len(loads)):
             start = time.process_time()
-            for index in range(images):
-                loads[name](index)
+            for first in range(0, images, BATCH):
+                loads[name](list(range(first, min(first + BATCH, images))))
             if turn:  # the first round warms caches
                 rates[name].append(images / (time.process_time() - start))
+    return rates
+
+
+def lead(rates: dict[str, list[float]], name: str) -> float:
+    """How many times as fast ours is: the median of the ratios within a round."""
+    return statistics.median(ours / other for ours, other in zip(rates["ours"], rates[name], strict=True))
+
+
+def main(root: str, rounds: int = 5, images: int = 64) -> None:
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    rates = measure(Path(root), rounds, images)
     for name, measured in rates.items():
-        ratio = statistics.median(rates["ours"]) / statistics.median(measured)
         spread = f"{min(measured):.0f} to {max(measured):.0f}"
         print(
-            f"{name:24}{statistics.median(measured):7.0f} images/s of a core ({spread}); ours is {ratio:.1f} times it"
+            f"{name:22}{statistics.median(measured):6.0f} images/s of a core ({spread}); "
+            f"ours is {lead(rates, name):.1f} times it"
         )
 
+
+CONTENDERS = (ours, albumentations_uint8, albumentations, torchvision_pil, torchvision_tensor)
 
 if __name__ == "__main__":
     main(sys.argv[1], *map(int, sys.argv[2:]))
