@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from densepred.data.archives import entries, unpack
-from densepred.data.download import RemoteFile, download, fetch
+from densepred.data.prepare.archives import entries, unpack
+from densepred.data.prepare.download import RemoteFile, download, fetch
 from densepred.errors import ConfigurationError, DataError
 from tests.local_server import CONTENT, MD5, LocalServer
 

@@ -153,6 +153,13 @@ def test_the_cache_is_read_and_not_made_again(tmp_path):
     np.testing.assert_array_equal(dataset.read(0)["normals"], np.full((48, 64, 3), (0, -1, 0), np.float32))
 
 
+def test_a_cache_can_be_read_by_whoever_can_read_the_folder(tmp_path):
+    dataset = NYUDepthV2(write_nyu(tmp_path / "nyu"), ["0001"], normals=NormalsFromDepth(5, 0, cache=str(tmp_path)))
+    dataset.read(0)
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "0001.npy").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_a_cache_made_otherwise_is_refused(tmp_path):
     NormalsFromDepth(5, 0, cache=str(tmp_path))
     with pytest.raises(ConfigurationError, match=r"'window': 5.*'window': 7.* is asked for. Name another cache"):

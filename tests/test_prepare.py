@@ -15,9 +15,10 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from densepred.data import convert_sbd, convert_voc
 from densepred.data.atomic import whole_file
-from densepred.data.download import RemoteFile
+from densepred.data.prepare import sbd as sbd_files
+from densepred.data.prepare import voc as voc_files
+from densepred.data.prepare.download import RemoteFile
 from densepred.data.voc import PascalVOC
 from densepred.errors import DataError
 from tests.fakes import voc_palette, write_jpeg, write_sbd, write_voc
@@ -35,6 +36,17 @@ def pack(path: Path, folder: Path, inside: str, mode: str = "w") -> Path:
     with tarfile.open(path, mode) as tar:
         tar.add(folder, inside)
     return path
+
+
+def test_processes_that_write_the_same_file_at_once_do_not_meet(tmp_path, monkeypatch):
+    with whole_file(tmp_path / "a.txt", shared=True) as first:
+        first.write_text("first")
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr(os, "getpid", lambda: -1)
+            with whole_file(tmp_path / "a.txt", shared=True) as second:
+                second.write_text("second")
+    assert (tmp_path / "a.txt").read_text() == "first"
+    assert list(tmp_path.iterdir()) == [tmp_path / "a.txt"]
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_rest(tmp_path):
@@ -84,7 +96,7 @@ def test_prepare_voc_takes_archives_and_folders(voc, tmp_path, capsys, source_of
 def test_prepare_voc_downloads_what_is_not_given_and_does_not_repeat_what_is_done(voc, tmp_path, server, monkeypatch):
     server.content = packed_as_published(voc).read_bytes()
     remote = RemoteFile("voc.tar", (server.url,), hashlib.md5(server.content).hexdigest(), "")
-    monkeypatch.setattr(convert_voc, "VOC_ARCHIVE", remote)
+    monkeypatch.setattr(voc_files, "VOC_ARCHIVE", remote)
     words = ("voc", "--root", tmp_path / "data", "--downloads", tmp_path / "downloads")
     run(*words)
     assert tree(tmp_path / "data" / "VOCdevkit" / "VOC2012") == tree(voc)
@@ -227,9 +239,9 @@ def test_the_published_sets_give_10582_training_images(tmp_path):
     # the sizes of the published sets: SBD 8,498 + 2,857; VOC 1,464 + 1,449, of which all but 676 train images are SBD's
     everything = [f"{i:05d}" for i in range(12_031)]
     voc_train, voc_val, sbd = set(everything[:1464]), set(everything[1464:2913]), everything[676:]
-    found = convert_sbd._Found({"train": sbd[:8498], "val": sbd[8498:]}, set(sbd))
+    found = sbd_files._Found({"train": sbd[:8498], "val": sbd[8498:]}, set(sbd))
     assert len(sbd) == 8498 + 2857
-    assert len(convert_sbd._augmented_names(tmp_path, found, voc_train, voc_val)) == 10_582
+    assert len(sbd_files._augmented_names(tmp_path, found, voc_train, voc_val)) == 10_582
 
 
 def test_help_imports_nothing_heavy():

@@ -15,10 +15,10 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from densepred.data import convert_nyu
-from densepred.data.download import RemoteFile
 from densepred.data.nyu import NYUDepthV2
-from densepred.data.nyu_labelled import read_mapping, read_splits
+from densepred.data.prepare import nyu
+from densepred.data.prepare.download import RemoteFile
+from densepred.data.prepare.nyu_labelled import read_mapping, read_splits
 from densepred.errors import DataError
 from tests.fakes import write_nyu_mat
 from tests.local_server import LocalServer
@@ -48,7 +48,7 @@ def test_prepare_nyu_writes_every_frame_upright_in_its_units(labelled, tmp_path,
     with h5py.File(labelled) as file:
         images, metres, labels = (file[key][()] for key in ("images", array, "labels"))
     for i in range(6):
-        rgb, millimetres, label40 = (read_png(path) for path in convert_nyu.frame_files(root, i + 1))
+        rgb, millimetres, label40 = (read_png(path) for path in nyu.frame_files(root, i + 1))
         # MATLAB's (H, W, 3, N) is (N, 3, W, H) in HDF5
         expected = np.swapaxes(metres[i], 0, 1)
         assert millimetres.dtype == np.uint16
@@ -250,8 +250,8 @@ def test_missing_small_files_are_said_with_the_way_out_before_the_large_one_is_a
 ):
     (labelled.parent / "classMapping40.mat").unlink()
     server.refusals = [404]
-    remote = RemoteFile("classMapping40.mat", (server.url,), None, convert_nyu.MAPPING_40.ways_out)
-    monkeypatch.setattr(convert_nyu, "MAPPING_40", remote)
+    remote = RemoteFile("classMapping40.mat", (server.url,), None, nyu.MAPPING_40.ways_out)
+    monkeypatch.setattr(nyu, "MAPPING_40", remote)
     with pytest.raises(DataError, match=r"classMapping40\.mat could not be downloaded(?s:.*)name it with --mapping"):
         run("nyu", labelled, "--root", tmp_path / "nyuv2", "--downloads", tmp_path / "downloads")
     assert not (tmp_path / "nyuv2").exists()
@@ -273,7 +273,7 @@ def test_the_published_split_has_795_and_654_frames_and_the_lists_of_the_prepare
     folder = real_data / "nyuv2"
     lists = read_splits(folder / "meta" / "splits.mat", 1449)
     assert {split: len(numbers) for split, numbers in lists.items()} == {"train": 795, "test": 654}
-    assert [convert_nyu.frame_name(n) for n in lists["train"]] == (folder / "train.txt").read_text().split()
+    assert [nyu.frame_name(n) for n in lists["train"]] == (folder / "train.txt").read_text().split()
 
 
 def test_a_quality_outside_its_range_is_refused(labelled, tmp_path, capsys):

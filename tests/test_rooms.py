@@ -10,11 +10,10 @@ import cv2
 import numpy as np
 import pytest
 
-from densepred.data.architect import random_scene
-from densepred.data.casting import camera_rays, hits, rectangles, trace
-from densepred.data.rendering import render
-from densepred.data.rooms import Rooms, RoomsDataModule
-from densepred.data.scenes import (
+from densepred.data.rendering.architect import random_scene
+from densepred.data.rendering.casting import camera_rays, hits, rectangles, trace
+from densepred.data.rendering.render import render
+from densepred.data.rendering.scenes import (
     BOX,
     CEILING,
     CLASSES,
@@ -32,8 +31,9 @@ from densepred.data.scenes import (
     Light,
     Scene,
 )
-from densepred.data.shapes import Box, Cylinder, Sphere
-from densepred.data.textures import PATTERNS, SIDE, Material, mip_maps, sample
+from densepred.data.rendering.shapes import Box, Cylinder, Sphere
+from densepred.data.rendering.textures import PATTERNS, SIDE, Material, mip_maps, sample
+from densepred.data.rooms import Rooms, RoomsDataModule
 from densepred.errors import ConfigurationError
 from densepred.geometry import normals_from_depth, pixel_rays, unproject
 
@@ -95,7 +95,8 @@ def test_a_sample_has_the_promised_keys_types_and_shapes():
 def test_a_room_is_rendered_by_the_thread_that_asks_for_it_alone():
     # a library that spreads small products over all cores makes loading processes and the training wait for each other
     code = (
-        "import time; from densepred.data.architect import random_scene; from densepred.data.rendering import render;"
+        "import time; from densepred.data.rendering.architect import random_scene;"
+        "from densepred.data.rendering.render import render;"
         "render(random_scene(0, 0, 0), (240, 320)); own, all = time.thread_time(), time.process_time();"
         "render(random_scene(0, 0, 1), (240, 320)); print(time.thread_time() - own, time.process_time() - all)"
     )

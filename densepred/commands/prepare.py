@@ -64,8 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _prepare_voc(arguments: argparse.Namespace) -> None:
-    from densepred.data.convert_voc import PUBLISHED, VOC_ARCHIVE, check_voc, prepare_voc
-    from densepred.data.download import fetch
+    from densepred.data.prepare.download import fetch
+    from densepred.data.prepare.voc import PUBLISHED, VOC_ARCHIVE, check_voc, prepare_voc
 
     target = arguments.root / "VOCdevkit" / "VOC2012"
     source = arguments.archive
@@ -81,9 +81,9 @@ def _prepare_voc(arguments: argparse.Namespace) -> None:
 
 
 def _prepare_sbd(arguments: argparse.Namespace) -> None:
-    from densepred.data.convert_sbd import PUBLISHED_TRAINAUG, SBD_ARCHIVE, prepare_sbd
-    from densepred.data.convert_voc import find_voc
-    from densepred.data.download import fetch
+    from densepred.data.devkit import find_voc
+    from densepred.data.prepare.download import fetch
+    from densepred.data.prepare.sbd import PUBLISHED_TRAINAUG, SBD_ARCHIVE, prepare_sbd
     from densepred.errors import DataError
 
     voc = find_voc(arguments.root)
@@ -103,9 +103,9 @@ def _prepare_sbd(arguments: argparse.Namespace) -> None:
 
 
 def _prepare_nyu(arguments: argparse.Namespace) -> None:
-    from densepred.data.convert_nyu import LABELLED, MAPPING_13, MAPPING_40, SPLITS, prepare_nyu
-    from densepred.data.download import fetch
-    from densepred.data.nyu_labelled import LabelledFile
+    from densepred.data.prepare.download import fetch
+    from densepred.data.prepare.nyu import LABELLED, MAPPING_13, MAPPING_40, SPLITS, prepare_nyu
+    from densepred.data.prepare.nyu_labelled import LabelledFile
 
     if arguments.archive:  # a bad file is said before anything is downloaded for it
         LabelledFile(arguments.archive, arguments.depth).close()

@@ -11,10 +11,11 @@ from pathlib import Path
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path, shared: bool = False) -> Iterator[Path]:
     """Yields a temporary name beside `path` to write to, and renames it to `path` when the block ends without an error.
 
-    The temporary name is always the same, so what a killed run leaves behind is overwritten by the next one.
+    The temporary name is always the same, so what a killed run leaves behind is overwritten by the next one; with
+    `shared` it is this process's own, so that several may write the file at once (and the last one's stays).
 
     Example:
         >>> from tempfile import mkdtemp
@@ -27,7 +28,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         '0001'
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.unfinished")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.unfinished" if shared else f".{path.name}.unfinished")
     try:
         yield temporary
         temporary.replace(path)
@@ -49,10 +50,3 @@ def settle(files: Iterable[Path]) -> None:
 def is_written(path: Path) -> bool:
     """Whether a file is there; an empty one, which a power cut leaves, is not."""
     return path.is_file() and path.stat().st_size > 0
-
-
-def write_list(path: Path, names: list[str]) -> None:
-    """Writes a list file, a name a line."""
-    with whole_file(path) as temporary:
-        temporary.write_text("".join(f"{name}\n" for name in names))
-        settle([temporary])

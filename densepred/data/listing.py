@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from densepred.data.atomic import settle, whole_file
 from densepred.errors import ConfigurationError, DataError
 
 
@@ -29,6 +30,13 @@ def read_list(path: Path) -> list[str]:
 def _name(line: str) -> str:
     first = Path(line.split()[0])
     return first.stem if first.suffix in {".jpg", ".jpeg", ".png"} else first.name
+
+
+def write_list(path: Path, names: list[str]) -> None:
+    """Writes a list file, a name a line."""
+    with whole_file(path) as temporary:
+        temporary.write_text("".join(f"{name}\n" for name in names))
+        settle([temporary])
 
 
 def evenly(names: list[str], limit: int | None) -> list[str]:

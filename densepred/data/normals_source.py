@@ -1,14 +1,13 @@
 """Where surface normals come from, for data sets that have depth: made from it, or read from files."""
 
 import json
-import os
-import tempfile
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from densepred.data.atomic import whole_file
 from densepred.data.images import read_image, read_npy
 from densepred.errors import ConfigurationError, DataError
 from densepred.geometry import normals_from_depth, normals_record
@@ -70,7 +69,8 @@ class NormalsFromDepth(NormalsSource):
         if kept is None:
             return normals
         half = normals.astype(np.float16)
-        _write(kept, half)
+        with whole_file(kept, shared=True) as temporary, temporary.open("wb") as file:
+            np.save(file, half)
         # the same numbers the first time as later
         return _unit(half.astype(np.float32))
 
@@ -129,8 +129,8 @@ def _claim(folder: Path, record: dict[str, Any]) -> None:
     """Writes how the folder's normals are made, or refuses if they were made otherwise."""
     path = folder / "method.json"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, indent=2) + "\n")
+        with whole_file(path, shared=True) as temporary:
+            temporary.write_text(json.dumps(record, indent=2) + "\n")
         return
     before = json.loads(path.read_text())
     if before != record:
@@ -138,15 +138,3 @@ def _claim(folder: Path, record: dict[str, Any]) -> None:
             f"{folder}: its normals were made with {before}, but {record} is asked for. Name another cache, delete "
             "this one, or ask for what is in it."
         )
-
-
-def _write(path: Path, array: np.ndarray) -> None:
-    """Writes under a name of its own and renames: several workers or runs may make the same frame at once."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".unfinished")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.save(file, array)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

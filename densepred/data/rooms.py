@@ -7,12 +7,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from densepred.data.architect import random_scene
 from densepred.data.datamodule import DenseDataModule
 from densepred.data.dataset import DenseDataset, Raw, Transforms
-from densepred.data.rendering import Rendering, render
-from densepred.data.scenes import CLASSES
-from densepred.data.textures import noise
+from densepred.data.rendering.architect import random_scene
+from densepred.data.rendering.render import Rendering, render
+from densepred.data.rendering.scenes import CLASSES
+from densepred.data.rendering.textures import noise
 from densepred.errors import ConfigurationError
 from densepred.sample import VOID
 

@@ -9,34 +9,11 @@ import numpy as np
 
 from densepred.data.datamodule import DenseDataModule, Split
 from densepred.data.dataset import DenseDataset, Raw, Transforms
+from densepred.data.devkit import VOC_CLASSES, find_voc
 from densepred.data.images import read_image, read_label, refuse_values
 from densepred.data.listing import evenly, read_list
 from densepred.errors import ConfigurationError, DataError
 from densepred.sample import VOID
-
-VOC_CLASSES = [
-    "background",
-    "aeroplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "diningtable",
-    "dog",
-    "horse",
-    "motorbike",
-    "person",
-    "pottedplant",
-    "sheep",
-    "sofa",
-    "train",
-    "tvmonitor",
-]
 
 LAYOUT = """Expected layout of VOC2012 (root may be it, the VOCdevkit above it, or the folder that holds VOCdevkit):
   JPEGImages/NAME.jpg
@@ -88,7 +65,7 @@ class PascalVOC(DenseDataset):
     ) -> None:
         super().__init__(transforms, seed)
         self.classes_on_disk = {"segmentation": len(VOC_CLASSES)}
-        self.root = find_voc(Path(root))
+        self.root = _voc_folder(Path(root))
         self.names = evenly(read_list(self._list_file(split)), limit)
         self.classes = VOC_CLASSES if classes is None else classes
         self.table = None if classes is None else class_table(classes)
@@ -122,17 +99,12 @@ class PascalVOC(DenseDataset):
         return path
 
 
-def find_voc(root: Path) -> Path:
-    """The folder VOC2012 at, or below, `root`.
-
-    Raises:
-        DataError: If there is none.
-    """
-    for folder in (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"):
-        if (folder / "ImageSets" / "Segmentation").is_dir() and (folder / "JPEGImages").is_dir():
-            return folder
-    state = "it lacks JPEGImages or ImageSets/Segmentation" if root.is_dir() else "there is no such folder"
-    raise DataError(f"{root.absolute()}: no Pascal VOC 2012 here: {state}.\n{LAYOUT}")
+def _voc_folder(root: Path) -> Path:
+    found = find_voc(root)
+    if found is None:
+        state = "it lacks JPEGImages or ImageSets/Segmentation" if root.is_dir() else "there is no such folder"
+        raise DataError(f"{root.absolute()}: no Pascal VOC 2012 here: {state}.\n{LAYOUT}")
+    return found
 
 
 def class_table(classes: list[str]) -> np.ndarray:

@@ -5,9 +5,9 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from densepred.data.scenes import FACES, Light, Scene
-from densepred.data.shapes import Floats, products
-from densepred.data.surfaces import Bytes, Fragments
+from densepred.data.rendering.scenes import FACES, Light, Scene
+from densepred.data.rendering.shapes import Floats, products
+from densepred.data.rendering.surfaces import Bytes, Fragments
 
 CONTACT = 0.22  # metres over which a solid darkens what is near it
 TONES = 4096

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from densepred.data.textures import Colour, Floats, Material
+from densepred.data.rendering.textures import Colour, Floats, Material
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class Decal(ABC):
     """A rectangle on a face of the room that has its own class and looks, and no thickness.
 
     Args:
-        face: Of the room, as `densepred.data.scenes.Scene` numbers them.
+        face: Of the room, as `densepred.data.rendering.scenes.Scene` numbers them.
         low: Its corner (u, v) on the face, in metres.
         size: Its (width, height) in metres.
         label: Its class.

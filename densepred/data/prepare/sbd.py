@@ -11,10 +11,11 @@ from PIL import Image
 from scipy.io import loadmat
 from tqdm import tqdm
 
-from densepred.data.archives import Entry, entries
-from densepred.data.atomic import is_written, settle, whole_file, write_list
-from densepred.data.convert_voc import read_names
-from densepred.data.download import RemoteFile
+from densepred.data.atomic import is_written, settle, whole_file
+from densepred.data.devkit import VOC_CLASSES
+from densepred.data.listing import read_list, write_list
+from densepred.data.prepare.archives import Entry, entries
+from densepred.data.prepare.download import RemoteFile
 from densepred.errors import DataError
 from densepred.sample import VOID
 
@@ -33,7 +34,6 @@ SBD_ARCHIVE = RemoteFile(
 )
 LABEL_FOLDER = "SegmentationClassAug"
 PUBLISHED_TRAINAUG = 10_582
-CLASSES = 21
 
 
 @dataclass
@@ -84,7 +84,7 @@ def prepare_sbd(source: Path, voc: Path) -> Augmented:
         Hariharan, Arbelaez, Bourdev, Maji, Malik. Semantic Contours from Inverse Detectors. ICCV 2011.
     """
     lists = voc / "ImageSets" / "Segmentation"
-    voc_train, voc_val = set(read_names(lists / "train.txt")), set(read_names(lists / "val.txt"))
+    voc_train, voc_val = set(read_list(lists / "train.txt")), set(read_list(lists / "val.txt"))
     result = Augmented(voc / LABEL_FOLDER)
     result.folder.mkdir(exist_ok=True)
     _take_over_voc_labels(voc, sorted(voc_train | voc_val), result)
@@ -116,9 +116,11 @@ def read_sbd_label(data: bytes, name: str) -> np.ndarray:
         raise DataError(f"{name}: not an SBD label, GTcls.Segmentation could not be read ({error})") from error
     if label.ndim != 2 or label.dtype.kind not in "ui":
         raise DataError(f"{name}: expected whole numbers (H, W), got {label.dtype} {label.shape}")
-    wrong = (label >= CLASSES) & (label != VOID)
+    wrong = (label >= len(VOC_CLASSES)) & (label != VOID)
     if wrong.any():
-        raise DataError(f"{name}: holds the value {int(label[wrong][0])}; SBD's classes are 0 to {CLASSES - 1}")
+        raise DataError(
+            f"{name}: holds the value {int(label[wrong][0])}; SBD's classes are 0 to {len(VOC_CLASSES) - 1}"
+        )
     return label.astype(np.uint8)
 
 

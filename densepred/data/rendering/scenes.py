@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from densepred.data.decals import Decal
-from densepred.data.shapes import Solid
-from densepred.data.textures import Colour, Material
+from densepred.data.rendering.decals import Decal
+from densepred.data.rendering.shapes import Solid
+from densepred.data.rendering.textures import Colour, Material
 from densepred.geometry import intrinsics_matrix
 
 CLASSES = ["wall", "floor", "ceiling", "door", "window", "picture", "rug", "table", "box", "sphere", "cylinder"]

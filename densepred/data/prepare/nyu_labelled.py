@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 from scipy.io import loadmat
 
-from densepred.data.download import size_text
+from densepred.data.prepare.download import is_web_page, size_text
 from densepred.errors import ConfigurationError, DataError
 from densepred.sample import VOID
 
@@ -213,9 +213,7 @@ def _load(path: Path, key: str, expected: str) -> np.ndarray:
 
 def _why_not_opened(path: Path, error: OSError) -> str:
     size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(512).lstrip().lower()
-    if start.startswith((b"<!doctype", b"<html")):
+    if is_web_page(path):
         return "a web page, not a .mat file: the address it was downloaded from no longer holds the file"
     if "truncated" in str(error):
         return f"cut short at {size:,} bytes (the official file has {OFFICIAL_BYTES:,}); get it again"

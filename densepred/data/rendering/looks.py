@@ -4,7 +4,7 @@ import colorsys
 
 import numpy as np
 
-from densepred.data.textures import Colour, Material
+from densepred.data.rendering.textures import Colour, Material
 
 
 def shaded(colour: Colour, share: float) -> Colour:

@@ -10,9 +10,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from densepred.data.atomic import is_written, settle, whole_file, write_list
-from densepred.data.download import RemoteFile
-from densepred.data.nyu_labelled import Frame, LabelledFile, read_mapping, read_splits
+from densepred.data.atomic import is_written, settle, whole_file
+from densepred.data.listing import write_list
+from densepred.data.prepare.download import RemoteFile
+from densepred.data.prepare.nyu_labelled import Frame, LabelledFile, read_mapping, read_splits
 from densepred.errors import DataError
 
 _ELSEWHERE = "or get it elsewhere and name it on the command line: densepred prepare nyu FILE.mat --splits splits.mat "

@@ -124,6 +124,12 @@ def size_text(count: float) -> str:
     return f"{count:.0f} bytes"
 
 
+def is_web_page(path: Path) -> bool:
+    """Whether a file is what servers send in place of one that has moved."""
+    with path.open("rb") as file:
+        return file.read(512).lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml"))
+
+
 def md5_of(path: Path) -> str:
     """The MD5 checksum of a file, in hexadecimal."""
     digest = hashlib.md5(usedforsecurity=False)

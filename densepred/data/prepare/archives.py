@@ -12,7 +12,7 @@ from lzma import LZMAError
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
 
-from densepred.data.download import CHUNK, SPARE_BYTES, size_text
+from densepred.data.prepare.download import CHUNK, SPARE_BYTES, is_web_page, size_text
 from densepred.errors import DataError
 
 DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, LZMAError, RuntimeError, NotImplementedError)
@@ -175,8 +175,6 @@ def _safe_path(archive: Path, name: str, what: str = "it holds") -> PurePosixPat
 
 
 def _looks_like(path: Path) -> str:
-    with path.open("rb") as file:
-        start = file.read(512).lstrip().lower()
-    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+    if is_web_page(path):
         return ", but a web page: the address it was downloaded from no longer holds the file"
     return f" ({size_text(path.stat().st_size)}); get it again"

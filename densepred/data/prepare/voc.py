@@ -6,8 +6,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from densepred.data.archives import Entry, entries, unpack
-from densepred.data.download import RemoteFile
+from densepred.data.devkit import find_voc
+from densepred.data.listing import read_list
+from densepred.data.prepare.archives import Entry, entries, unpack
+from densepred.data.prepare.download import RemoteFile
 from densepred.errors import DataError
 
 VOC_ARCHIVE = RemoteFile(
@@ -59,14 +61,6 @@ def prepare_voc(source: Path, root: Path) -> Path:
     return target
 
 
-def find_voc(folder: Path) -> Path | None:
-    """The VOC 2012 folder (the one with `ImageSets`) that is, or is under, `folder`; None if there is none."""
-    for candidate in (folder, folder / "VOC2012", folder / "VOCdevkit" / "VOC2012"):
-        if (candidate / "ImageSets" / "Segmentation" / "train.txt").is_file():
-            return candidate
-    return None
-
-
 def check_voc(voc: Path, source: Path | None = None) -> dict[str, int]:
     """How many images each segmentation list names; every one must be there with its label.
 
@@ -79,7 +73,7 @@ def check_voc(voc: Path, source: Path | None = None) -> dict[str, int]:
     """
     counts = {}
     for split in PUBLISHED:
-        names = read_names(voc / "ImageSets" / "Segmentation" / f"{split}.txt")
+        names = read_list(voc / "ImageSets" / "Segmentation" / f"{split}.txt")
         files = [voc / part for n in names for part in (f"JPEGImages/{n}.jpg", f"SegmentationClass/{n}.png")]
         missing = [file for file in files if not file.is_file()]
         if missing:
@@ -92,20 +86,6 @@ def check_voc(voc: Path, source: Path | None = None) -> dict[str, int]:
     return counts
 
 
-def read_names(path: Path) -> list[str]:
-    """The names in a list file, a name a line.
-
-    Raises:
-        DataError: If the file is missing or empty.
-    """
-    if not path.is_file():
-        raise DataError(f"{path}: the list is missing; expected the official layout, VOCdevkit/VOC2012")
-    names = path.read_text().split()
-    if not names:
-        raise DataError(f"{path}: the list is empty")
-    return names
-
-
 def _files_of(source: Path) -> Iterator[Entry]:
     """All of an archive, but no more than the VOC folder out of a folder."""
     if not source.is_dir():
@@ -113,7 +93,7 @@ def _files_of(source: Path) -> Iterator[Entry]:
     voc = find_voc(source)
     if voc is None:
         raise DataError(
-            f"{source}: no VOC folder; expected ImageSets/Segmentation/train.txt in it, in VOC2012 or in "
+            f"{source}: no VOC folder; expected ImageSets/Segmentation and JPEGImages in it, in VOC2012 or in "
             "VOCdevkit/VOC2012"
         )
     return entries(voc)

@@ -10,13 +10,13 @@ from typing import NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from densepred.data.casting import Rectangle, Region, camera_rays, rectangles, trace
 from densepred.data.memory import keep_memory
-from densepred.data.scenes import Scene
-from densepred.data.shading import develop, shade
-from densepred.data.shapes import Floats, products
-from densepred.data.surfaces import Bytes, Fragments, join, surfaces
-from densepred.data.textures import SIDE, noise
+from densepred.data.rendering.casting import Rectangle, Region, camera_rays, rectangles, trace
+from densepred.data.rendering.scenes import Scene
+from densepred.data.rendering.shading import develop, shade
+from densepred.data.rendering.shapes import Floats, products
+from densepred.data.rendering.surfaces import Bytes, Fragments, join, surfaces
+from densepred.data.rendering.textures import SIDE, noise
 
 SUBPIXELS = ((-0.36, -0.12), (0.28, -0.3), (0.1, 0.38))
 """Where (x, y) a pixel on an edge is looked at, besides its centre."""
@@ -43,7 +43,7 @@ def render(scene: Scene, size: tuple[int, int]) -> Rendering:
     """The scene in an image of this size (height, width).
 
     Example:
-        >>> from densepred.data.architect import random_scene
+        >>> from densepred.data.rendering.architect import random_scene
         >>> view = render(random_scene(0, 0, 0), (60, 80))
         >>> view.image.shape, view.depth.dtype
         ((60, 80, 3), dtype('float32'))

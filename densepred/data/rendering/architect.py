@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from densepred.data.decals import Decal, Door, Picture, Rug, Window
-from densepred.data.looks import Looks
-from densepred.data.scenes import (
+from densepred.data.rendering.decals import Decal, Door, Picture, Rug, Window
+from densepred.data.rendering.looks import Looks
+from densepred.data.rendering.scenes import (
     BOX,
     CYLINDER,
     DOOR,
@@ -20,8 +20,8 @@ from densepred.data.scenes import (
     Light,
     Scene,
 )
-from densepred.data.shapes import Box, Cylinder, Solid, Sphere
-from densepred.data.textures import Material
+from densepred.data.rendering.shapes import Box, Cylinder, Solid, Sphere
+from densepred.data.rendering.textures import Material
 
 
 def random_scene(seed: int, stream: int, index: int) -> Scene:

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from densepred.data.casting import Owners
-from densepred.data.decals import painted
-from densepred.data.scenes import FACE_LABELS, FACES, WALL, Scene
-from densepred.data.shapes import Floats
+from densepred.data.rendering.casting import Owners
+from densepred.data.rendering.decals import painted
+from densepred.data.rendering.scenes import FACE_LABELS, FACES, WALL, Scene
+from densepred.data.rendering.shapes import Floats
 
 Bytes = NDArray[np.uint8]
 Indices = NDArray[np.intp]

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from densepred.data.scenes import FACES, Scene
-from densepred.data.shapes import NEVER, Floats
+from densepred.data.rendering.scenes import FACES, Scene
+from densepred.data.rendering.shapes import NEVER, Floats
 
 Owners = NDArray[np.int8]
 """Whose surface a ray met: 0 to 5 a face of the room, FACES + i solid i, -1 nothing."""
