@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from densepred.encoders.loading import LoadReport, adapt_input_channels
+from densepred.encoders.loading import LoadReport, adapt_input_channels, misfit
 from densepred.encoders.weights import read_state_dict
 from densepred.errors import ConfigurationError, WeightsError
 from densepred.network import DenseNetwork
@@ -59,15 +59,15 @@ def load_torchvision_segmentation(
         >>> print(report)
         DenseNetwork: 324 tensors loaded from a state dict
           in the file, but skipped (2):
-            classifier.4.weight  21 x 512 x 1 x 1 in the file, 5 x 512 x 1 x 1 in the network: other classes
-            classifier.4.bias    21 in the file, 5 in the network: other classes
+            classifier.4.weight  21 x 512 x 1 x 1 in the file, 5 x 512 x 1 x 1 here: other classes
+            classifier.4.bias    21 in the file, 5 here: other classes
     """
     source = str(weights) if isinstance(weights, str | Path) else "a state dict"
     tensors = read_state_dict(Path(weights).expanduser()) if isinstance(weights, str | Path) else weights
     decoder = _decoder_name(network, task)
     own, names = network.state_dict(), _names(tensors, network, decoder)
     skipped = {
-        key: f"{_misfit(tensors[key], own[name])}: other classes"
+        key: f"{misfit(tensors[key], own[name])}: other classes"
         for key, name in names.items()
         if _is_score(name) and name in own and len(tensors[key]) != len(own[name])
     }
@@ -80,7 +80,7 @@ def load_torchvision_segmentation(
         for name, value in own.items()
         if name not in names.values() and not name.endswith(_OPTIONAL)
     }
-    problems = {key: _misfit(fitting[name], own.get(name)) for key, name in names.items() if name in fitting}
+    problems = {key: misfit(fitting[name], own.get(name)) for key, name in names.items() if name in fitting}
     wanted = ("encoder.", f"decoders.{decoder}.")
     problems |= {name: "missing in the file" for name in missing if name.startswith(wanted)}
     problems = {key: problem for key, problem in problems.items() if problem}
@@ -134,20 +134,6 @@ def _adapted_input(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> 
 
 def _is_score(name: str) -> bool:
     return name.split(".")[-2] == "score"
-
-
-def _misfit(value: Tensor, own: Tensor | None) -> str:
-    if own is None:
-        return f"{_shape(value)} in the file, no such tensor in the network"
-    if value.shape != own.shape:
-        return f"{_shape(value)} in the file, {_shape(own)} in the network"
-    if value.is_floating_point() and not bool(value.isfinite().all()):
-        return "holds NaN or infinite numbers"
-    return ""
-
-
-def _shape(tensor: Tensor) -> str:
-    return " x ".join(map(str, tensor.shape)) or "scalar"
 
 
 def _explain(problems: dict[str, str], source: str, network: DenseNetwork) -> str:

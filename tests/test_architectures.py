@@ -325,7 +325,7 @@ def test_scores_of_other_classes_are_left_as_they_are_to_be_learned_and_the_repo
     report = load_torchvision_segmentation(net, state)
     heads = ("classifier.4.weight", "classifier.4.bias", "aux_classifier.4.weight", "aux_classifier.4.bias")
     assert set(report.skipped) == set(heads)
-    assert report.skipped["classifier.4.bias"] == "21 in the file, 5 in the network: other classes"
+    assert report.skipped["classifier.4.bias"] == "21 in the file, 5 here: other classes"
     assert not report.missing
     assert not net.decoders["segmentation"].score.weight.any()  # as it started
     assert torch.equal(net.auxiliary_decoders["segmentation"].hidden[0].weight, state["aux_classifier.0.weight"])
@@ -342,7 +342,7 @@ def test_the_files_auxiliary_classifier_is_not_needed_and_a_missing_one_is_repor
 
 
 def test_a_network_of_another_kind_is_refused_by_naming_what_does_not_fit():
-    with pytest.raises(WeightsError, match=r"(?s)classifier.0.convs.*no such tensor.*TorchvisionDeepLabV3Decoder"):
+    with pytest.raises(WeightsError, match=r"(?s)classifier.0.convs.*no tensor of that.*TorchvisionDeepLabV3Decoder"):
         load_torchvision_segmentation(small(), published(small(TorchvisionDeepLabV3Decoder)))
     net = small(UNetDecoder)
     before = copy.deepcopy(net.state_dict())

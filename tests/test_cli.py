@@ -153,7 +153,7 @@ def test_a_published_segmentation_network_is_fine_tuned_and_its_file_is_not_need
         "--model.encoder.output_stride", "8", "--model.optimizer.lr", "0",
         "--model.decoder", "TorchvisionFCNDecoder", "--model.auxiliary", "TorchvisionFCNDecoder",
     ])  # fmt: skip
-    assert "classifier.4.bias    21 in the file, 11 in the network: other classes" in caplog.text
+    assert "classifier.4.bias    21 in the file, 11 here: other classes" in caplog.text
     file, last = torch.load("fcn.pth"), torch.load("runs/version_0/checkpoints/last.ckpt", weights_only=True)
     for ours, theirs in (
         ("encoder.layer4.0.conv1", "backbone.layer4.0.conv1"),

@@ -132,16 +132,12 @@ def fit_tensors(
     found = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
     surplus = {key: value for key, value in found.items() if key not in own}
     unneeded = [key for key in surplus if key.startswith(classifier) or key in keep or _optional(key)]
-    skipped = {
-        key: f"{_shape(value.shape)} in the file, no tensor of that name here"
-        for key, value in surplus.items()
-        if key not in unneeded
-    }
+    skipped = {key: misfit(value, None) for key, value in surplus.items() if key not in unneeded}
     loaded: list[str] = []
     adapted: dict[str, str] = {}
     for key in [key for key in own if key in found]:
         value, change = _adapt(found[key], own[key].shape, key == input_layer)
-        problem = _misfit(value, own[key])
+        problem = misfit(value, own[key])
         if not problem:
             own[key].copy_(value)  # a state dict shares the parameters' memory
             loaded.append(key)
@@ -199,7 +195,10 @@ def adapt_input_channels(weight: Tensor, channels: int) -> Tensor:
     return torch.cat([colours, extra], 1) * (3 / channels)
 
 
-def _misfit(value: Tensor, own: Tensor) -> str:
+def misfit(value: Tensor, own: Tensor | None) -> str:
+    """Why a tensor of a file cannot be loaded into our own of its name; nothing if it can."""
+    if own is None:
+        return f"{_shape(value.shape)} in the file, no tensor of that name here"
     if value.shape != own.shape:
         return f"{_shape(value.shape)} in the file, {_shape(own.shape)} here"
     if value.is_floating_point() and not bool(value.isfinite().all()):
