@@ -29,7 +29,12 @@ class DenseNetwork(nn.Module):
 
     Shape:
         image: (B, C, H, W), uint8 or floating point in [0, 1], above 32 pixels a side.
-        returns: planes (B, out_channels[task], H, W) for each task.
+        returns: planes (B, out_channels[task], H, W) for each task; in training those of the auxiliary decoders too,
+            under `<task>/auxiliary`.
+
+    Raises:
+        ConfigurationError: If an auxiliary decoder is asked for and the encoder yields a single map; if an image has 32
+            pixels a side or fewer.
     """
 
     def __init__(

@@ -34,6 +34,9 @@ class Encoder(Recorded, nn.Module, ABC):
     Shape:
         image: (B, in_channels, H, W), uint8 in 0..255 or floating point in [0, 1].
         returns: a list of maps (B, C_i, about H / s_i, about W / s_i), finest first.
+
+    Raises:
+        ConfigurationError: If `mean` or `std` do not have a number a channel, or the image has other channels.
     """
 
     spec: FeatureSpec

@@ -15,6 +15,9 @@ class DenseMetric(Metric):
     States are sums, so that batches and processes of any size merge exactly: int64 counts and float64 sums, whatever
     precision the network is cast to (float32 where the device knows no float64, as Apple's GPUs). `update` never waits
     for the device; `compute` may.
+
+    Raises:
+        ConfigurationError: In `update`, if prediction and target differ in size or are not of the metric's layout.
     """
 
     is_differentiable = False

@@ -29,6 +29,13 @@ class Task(Recorded, nn.Module, ABC):
         out_channels: Number of planes.
         loss: Takes output and target.
         weight: Factor of its loss in the sum over tasks.
+
+    Shape:
+        planes, output: (B, out_channels, H, W).
+        prediction, target: (B, ..., H, W), as the sample says.
+
+    Raises:
+        DataError: If a batch lacks the task's key.
     """
 
     monitor: tuple[str, str]

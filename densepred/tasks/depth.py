@@ -51,6 +51,9 @@ class Depth(Task):
         planes: (B, 1, H, W).
         output, prediction, target: (B, 1, H, W), metres.
 
+    Raises:
+        ConfigurationError: If the limits and `typical` are not in order.
+
     Example:
         >>> Depth().activate(torch.zeros(1, 1, 1, 1)).item()
         2.5

@@ -40,6 +40,10 @@ class Regression(Task):
         planes, output, prediction, target: (B, planes, H, W).
         `<name>_valid`: (B, H, W), (B, 1, H, W) or (B, planes, H, W).
 
+    Raises:
+        ConfigurationError: If there is no plane.
+        DataError: If the mask is of another size than the target.
+
     Example:
         >>> flow = Regression(planes=2, name="flow")
         >>> batch = {"flow": torch.ones(1, 2, 1, 2), "flow_valid": torch.tensor([[[[1.0, 0.0]]]])}
