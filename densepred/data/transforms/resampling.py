@@ -124,7 +124,9 @@ class Window(Resampling):
     def colour(self, image: Planes) -> Planes:
         """For the image."""
         cut = image[self.rows.source, self.columns.source]
-        return self._extended(_averaged(cut, self.kept))
+        # two steps: where a side grows there is nothing to average, and OpenCV is faster for any type and channels
+        smaller = (min(cut.shape[0], self.rows.kept), min(cut.shape[1], self.columns.kept))
+        return self._extended(_resize(_averaged(cut, smaller), self.kept))
 
     def nearest(self, planes: Planes, missing: int) -> Planes:
         """The nearest pixel's value."""
@@ -185,17 +187,21 @@ class Warp(Resampling):
 
 
 def _averaged(image: Planes, size: tuple[int, int]) -> Planes:
-    """Resized as Pillow and torchvision do: bilinear where it grows, a triangle over all that counts where it shrinks.
+    """Shrunk as by Pillow and torchvision, with a triangle over all pixels that count.
 
-    OpenCV, which also averages, takes four times as long.
+    On bytes, which images are, a quarter of the time of OpenCV's INTER_AREA.
     """
     if image.shape[:2] == size:
         return image
-    # batch first, then channels behind: so torch takes it as it lies in memory
-    pixels = torch.from_numpy(np.require(image, requirements=["C", "W"]))[None].permute(0, 3, 1, 2)
-    resized = F.interpolate(pixels, size, mode="bilinear", antialias=True)
-    result: Planes = resized[0].permute(1, 2, 0).numpy()
-    return result
+
+    def average(part: Planes) -> Planes:
+        # batch first, then channels behind: so torch takes it as it lies in memory
+        pixels = torch.from_numpy(np.require(part, requirements=["C", "W"]))[None].permute(0, 3, 1, 2)
+        result: Planes = F.interpolate(pixels, size, mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
+        return result
+
+    # beyond four channels torch too is slow
+    return _by_channels(average, image)
 
 
 def _resize(planes: Planes, size: tuple[int, int]) -> Planes:
@@ -205,7 +211,7 @@ def _resize(planes: Planes, size: tuple[int, int]) -> Planes:
 
 
 def _by_channels(function: Callable[[Planes], Planes], planes: Planes) -> Planes:
-    """Applies a function of OpenCV, which takes four channels at most and drops an axis of one."""
+    """Applies a function to four channels at a time; OpenCV takes no more, and drops an axis of one."""
     if planes.ndim == 2:
         return function(planes)
     channels = planes.shape[2]
