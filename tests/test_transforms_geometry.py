@@ -199,7 +199,8 @@ STEPS = st.one_of(
 def test_any_composition_moves_points_pixels_and_camera_as_one(steps, seed):
     result = transformed(steps, seed)
     fit, missed = scene_map(result, margin=3.0)
-    assert missed < 0.05
+    # a surface seen at a grazing angle is read from the nearest pixel, every time anew
+    assert missed < 0.1
     inside, seen = tracked(result, margin=3.0)
     # a 3-D point, moved, must be seen by the new camera at the pixel that shows it
     projected = (seen.points[inside] @ fit.T) @ result["intrinsics"].astype(np.float64).T
@@ -282,13 +283,15 @@ def test_depth_never_floats_between_two_surfaces_nor_between_valid_and_missing(s
     normals[:, :80], normals[:, 80:] = (0, 0, -1), (-0.8, 0, -0.6)
     normals[depth == 0] = 0
     sample = scene.sample(hole=False) | {"depth": depth, "normals": normals}
+    both_seen = False
     for seed in range(5):
         result = SampleTransforms([*steps])(sample, (seed,))
-        known = result["depth"][result["depth"] > 0]
-        near, far = known.min(), known.max()
-        np.testing.assert_allclose(far / near, 5, rtol=1e-5)
-        assert (np.isclose(known, near, rtol=1e-5) | np.isclose(known, far, rtol=1e-5)).all()
+        depths = result["depth"][result["depth"] > 0]
+        near, far = (np.isclose(depths / depths.min(), ratio, rtol=1e-5) for ratio in (1, 5))
+        assert (near | far).all()
+        both_seen |= bool(far.any())
         assert len(np.unique((result["normals"] / 1e-3).round().reshape(-1, 3), axis=0)) <= 3
+    assert both_seen
 
 
 def test_planes_are_read_exactly_between_pixels():
