@@ -11,6 +11,8 @@ from lightning_fabric.loggers.csv_logs import _ExperimentWriter
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
+from densepred.errors import ConfigurationError
+
 
 class RunLogger(CSVLogger):
     """Lightning's CSVLogger, which continues an existing `metrics.csv` instead of deleting it.
@@ -29,7 +31,13 @@ class RunLogger(CSVLogger):
     def experiment(self) -> _ExperimentWriter:
         """The writer of the CSV file."""
         if self._experiment is None:
-            os.makedirs(self.log_dir, exist_ok=True)
+            try:
+                os.makedirs(self.log_dir, exist_ok=True)
+            except OSError as error:
+                raise ConfigurationError(
+                    f"The run's folder cannot be made: {error}. Set trainer.default_root_dir to a folder that you may "
+                    "write to."
+                ) from error
             self._experiment = _ContinuingWriter(self.log_dir)
         return self._experiment
 
@@ -74,13 +82,12 @@ def wandb_offline_unless_reachable(folder: str | Path) -> str | None:
     """Makes Weights & Biases run offline where it has no key or no network, so that it never prompts or hangs.
 
     Args:
-        folder: Where its files go unless WANDB_DIR says otherwise.
+        folder: Where its files go.
 
     Returns:
         What to tell the user, or None where nothing was changed.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("WANDB_DIR", str(folder))
     if os.environ.get("WANDB_MODE"):
         return None
     host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("://")[-1].split("/")[0]

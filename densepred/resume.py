@@ -2,11 +2,13 @@
 
 import pickle
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from torch import Tensor
 from torch.optim import Optimizer
 
 from densepred.errors import ConfigurationError
@@ -82,6 +84,29 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} cannot be read as a checkpoint: {error}. Expected a .ckpt file written by densepred fit."
         ) from error
     return checkpoint
+
+
+def check_same_network(path: Path, built: Mapping[str, Tensor]) -> None:
+    """Compares a checkpoint's tensors with those of the network as it is configured now.
+
+    Raises:
+        ConfigurationError: If names or shapes differ; it counts them and gives an example of each.
+    """
+    saved = read_checkpoint(path)["state_dict"]
+    missing = [name for name in built if name not in saved]
+    surplus = [name for name in saved if name not in built]
+    other = [
+        f"{name} {tuple(saved[name].shape)} there, {tuple(tensor.shape)} here"
+        for name, tensor in built.items()
+        if name in saved and saved[name].shape != tensor.shape
+    ]
+    found = {"not in the checkpoint": missing, "in the checkpoint alone": surplus, "of another shape": other}
+    if any(found.values()):
+        lines = [f"  {len(names)} {what}, such as {names[0]}" for what, names in found.items() if names]
+        raise ConfigurationError(
+            "\n".join([f"{path} holds another network than the one configured now. Tensors", *lines])
+            + "\nLeave the model's options as they were in that run, or leave --ckpt_path out to train the new one."
+        )
 
 
 def checkpoint_config(path: Path) -> dict[str, Any]:

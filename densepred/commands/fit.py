@@ -14,10 +14,10 @@ from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 import yaml
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from densepred.callbacks.checkpoints import WholeFileCheckpointIO, run_checkpoints
 from densepred.callbacks.panels import Panels
@@ -58,7 +58,11 @@ def import_parts() -> None:
 
 def silence_notices() -> None:
     """Leaves out what Lightning says that no user can act on: advertisements, and its own use of torch."""
-    warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+    for known in (
+        r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+        "Checkpoint directory .* exists and is not empty",
+    ):
+        warnings.filterwarnings("ignore", known)
     log = logging.getLogger("pytorch_lightning.utilities.rank_zero")
     if _is_news not in log.filters:
         log.addFilter(_is_news)
@@ -98,7 +102,8 @@ class DensePredCLI(LightningCLI):
             parser_class=RunParser,
             # an error in one option would else print the names of all the others
             parser_kwargs={
-                "usage": "densepred VERB [--config FILE] [--option VALUE ...]",
+                "prog": "densepred",
+                "usage": "densepred",
                 "allow_abbrev": False,  # an option cut short is a misspelt one
                 **{v: {"usage": f"densepred {v} [--config FILE] [--option VALUE ...]"} for v in self.subcommands()},
             },
@@ -130,7 +135,7 @@ class DensePredCLI(LightningCLI):
 
         elif self.config.subcommand != "fit":
             raise ConfigurationError(
-                f"densepred {self.config.subcommand} needs --ckpt_path: best, last or the file of a checkpoint. Without "
+                f"densepred {self.config.subcommand} needs --ckpt_path: best, last or a checkpoint's file. Without "
                 "one it would measure a network that has not been trained."
             )
 
@@ -143,11 +148,11 @@ class DensePredCLI(LightningCLI):
             self.save_config_kwargs["config_filename"] = f"{self.subcommand}.yaml"  # config.yaml is the training's
         trainer = self._get(self.config, "trainer")
         for logger in _as_list(trainer.get("logger")):
-            if not getattr(logger, "class_path", "").endswith("WandbLogger"):
+            if "wandb" not in getattr(logger, "class_path", "").lower():
                 continue
-            if str(logger.init_args.save_dir) == ".":  # WandbLogger's default
+            if logger.init_args.get("save_dir") == ".":  # WandbLogger's default
                 logger.init_args.save_dir = str(trainer.default_root_dir)
-            if message := wandb_offline_unless_reachable(logger.init_args.save_dir):
+            if message := wandb_offline_unless_reachable(logger.init_args.get("save_dir") or "."):
                 print(message)
 
     def after_instantiate_classes(self) -> None:
@@ -221,11 +226,12 @@ def with_checkpoint(arguments: list[str]) -> tuple[list[str], Path | None]:
     scan.add_argument("--config", "-c", action="append", default=[])
     scan.add_argument("--trainer.default_root_dir", dest="root")
     known, _ = scan.parse_known_args(arguments)
-    given = [_read_config(path) for path in known.config]
-    names = [known.ckpt_path, *(config.get("ckpt_path") for config in reversed(given))]
-    roots = [known.root, *((config.get("trainer") or {}).get("default_root_dir") for config in reversed(given)), ROOT]
+    given = [_read_config(text) for text in known.config]
+    latest_first = [config for config in reversed(given) if config is not None]
+    names = [known.ckpt_path, *(config.get("ckpt_path") for config in latest_first)]
+    roots = [known.root, *((config.get("trainer") or {}).get("default_root_dir") for config in latest_first), ROOT]
     name = next((name for name in names if name is not None), None)
-    if name in (None, "null"):
+    if name in (None, "null") or None in given:
         return arguments, None
     found = find_checkpoint(str(name), Path(next(root for root in roots if root)))
     verb, *rest = [*arguments, f"--ckpt_path={found}"]
@@ -260,13 +266,17 @@ def nulls_as_configs(arguments: list[str]) -> list[str]:
     return converted
 
 
-def _read_config(path: str) -> dict[str, Any]:
-    """A configuration file's content; of one that cannot be read nothing, since the parser will say why."""
+def _read_config(path_or_text: str) -> dict[str, Any] | None:
+    """A configuration; None for one that cannot be read, which the parser refuses by name."""
     try:
-        content = yaml.safe_load(Path(path).read_text())
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return content if isinstance(content, dict) else {}
+        text = Path(path_or_text).read_text()
+    except OSError:
+        text = path_or_text
+    try:
+        content = yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -1,0 +1,71 @@
+"""Dashboards through the command line: a real fit, and what an offline run of Weights & Biases then holds."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from densepred.cli import main
+from densepred.data.rooms import Rooms
+from densepred.loggers import wandb_offline_unless_reachable
+from tests.test_cli import config  # noqa: F401 - a fixture
+from tests.test_panels import items_of, no_prompt, wandb_records  # noqa: F401 - a fixture
+
+
+@pytest.mark.slow
+def test_a_fit_leaves_masks_with_class_names_panels_metrics_and_the_whole_config_in_wandb(
+    config, monkeypatch, no_prompt  # noqa: F811
+):  # fmt: skip
+    import wandb
+
+    # without a key the command itself has to choose offline
+    monkeypatch.setenv("WANDB_MODE", "")
+    monkeypatch.setenv("HOME", str(Path("home").absolute()))
+    logger = ["--trainer.logger", "WandbLogger", "--trainer.logger.project", "rooms"]
+    assert main(["fit", "--config", str(config), "--trainer.max_epochs", "1", *logger]) == 0
+    wandb.finish()
+
+    (run,) = Path("runs/wandb").glob("offline-run-*")
+    records = wandb_records(next(run.glob("*.wandb")))
+    kept, history = items_of(records, "config"), items_of(records, "history")
+    assert kept["config"] == yaml.safe_load(Path("runs/version_0/config.yaml").read_text())
+    assert kept["config"]["data"]["init_args"]["train"] == 8
+    assert {"val/segmentation/miou", "val/depth/rmse", "train/loss"} <= history.keys()
+    masks = history["panels/val/segmentation/all_masks"]
+    assert [set(of_image) for of_image in masks] == [{"prediction", "target"}] * 2
+    mask = np.asarray(Image.open(run / "files" / masks[0]["target"]["path"]))
+    assert set(np.unique(mask)) <= {*range(len(Rooms.classes)), 255}
+    labels = kept["_wandb"]["mask/class_labels"]["panels/val/segmentation_wandb_delimeter_prediction"]["value"]
+    assert labels == {**{str(i): name for i, name in enumerate(Rooms.classes)}, "255": "void"}
+    assert len(history["panels/val/depth/filenames"]) == 2
+    assert Path("runs/version_0/panels/epoch_001.png").is_file()
+    assert not Path("wandb").exists()
+
+
+def test_a_fit_with_tensorboard_writes_there_and_keeps_its_own_files(config):  # noqa: F811
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = ["--trainer.logger", "TensorBoardLogger", "--trainer.logger.save_dir", "tb"]
+    assert main(["fit", "--config", str(config), "--trainer.max_epochs", "1", *logger]) == 0
+    (events,) = Path("tb").rglob("events.out.tfevents.*")
+    tags = EventAccumulator(str(events)).Reload().Tags()
+    assert set(tags["images"]) == {"panels/val/segmentation", "panels/val/depth"}
+    assert {"train/loss", "val/depth/rmse"} <= set(tags["scalars"])
+    assert Path("runs/version_0/metrics.csv").is_file()
+
+
+def test_without_a_key_or_a_network_wandb_is_told_to_stay_offline(tmp_path, monkeypatch):
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "NETRC"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert "no API key" in wandb_offline_unless_reachable(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    message = wandb_offline_unless_reachable(tmp_path)
+    assert "127.0.0.1:9 cannot be reached" in message
+    assert f"wandb sync {tmp_path}/wandb/" in message
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert wandb_offline_unless_reachable(tmp_path) is None
