@@ -1,6 +1,7 @@
 """The house: which file may import which, and that importing densepred costs nothing."""
 
 import ast
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,17 @@ def test_importing_densepred_and_the_front_of_the_command_line_imports_nothing_h
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     heavy = {"torch", "pytorch_lightning", "numpy", "cv2", "albumentations", "torchvision", "wandb", "jsonargparse"}
     assert heavy & set(loaded) == set()
+
+
+@pytest.mark.parametrize("code", ["import densepred", "from densepred.cli import main; main(['--help'])"])
+def test_importing_densepred_and_its_help_take_at_most_150_ms_of_cpu(code: str):
+    def cpu() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(cpu() for _ in range(5)) <= 0.15  # the least: other processes only add
 
 
 def test_no_room_is_a_drawer():
