@@ -161,8 +161,13 @@ def test_a_published_segmentation_network_is_fine_tuned_and_its_file_is_not_need
         ("auxiliary_decoders.segmentation.hidden.0", "aux_classifier.0"),
     ):
         assert torch.equal(last["state_dict"][f"network.{ours}.weight"], file[f"{theirs}.weight"])
+    # without training it can be scored too
+    assert main([
+        "test", "--config", str(config), "--model.weights", "fcn.pth", "--model.encoder.output_stride", "8",
+        "--model.decoder", "TorchvisionFCNDecoder", "--model.auxiliary", "TorchvisionFCNDecoder",
+    ]) == 0  # fmt: skip
     Path("fcn.pth").unlink()
-    assert main(["test", "--ckpt_path", "last"]) == 0
+    assert main(["test", "--ckpt_path", "runs/version_0/checkpoints/last.ckpt"]) == 0
     assert DensePredictor.load_from_checkpoint("runs/version_0/checkpoints/last.ckpt").hparams["weights"] is None
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 from densepred.data.images import read_depth, read_image, read_label, read_size, refuse_values
 from densepred.data.jpeg import jpeg_fault
 from densepred.data.listing import carve, evenly, read_list
+from densepred.data.png import png_fault
 from densepred.errors import ConfigurationError, DataError
 from tests.fakes import voc_palette, write_palette_png
 
@@ -63,6 +64,24 @@ def test_a_jpeg_cut_anywhere_is_found(tmp_path, options, share):
     path.write_bytes(content[: int(len(content) * share)])
     with pytest.raises(DataError, match=r"cut\.jpg: cannot be read: its end is missing: it is truncated"):
         read_image(path)
+
+
+def png(depth: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(depth).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_png_cut_or_changed_anywhere_is_found(dtype):
+    content = png(np.random.default_rng(0).integers(0, 250, (20, 30)).astype(dtype))
+    assert png_fault(content) is None
+    for place in range(8, len(content)):
+        assert "truncated" in (png_fault(content[:place]) or "")
+    for place in range(16, len(content)):
+        changed = bytearray(content)
+        changed[place] ^= 1
+        assert png_fault(bytes(changed)) is not None
 
 
 def test_a_jpeg_cut_behind_its_thumbnail_is_found():

@@ -54,6 +54,14 @@ def test_only_the_targets_asked_for_are_read(tmp_path):
     assert data.classes == {}
 
 
+def test_a_cut_depth_file_is_named_before_the_first_step(tmp_path):
+    root = write_nyu(tmp_path)
+    path = root / "depth" / "0003.png"
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(DataError, match=r"depth/0003\.png: cannot be read: its end is missing"):
+        datamodule(root).setup("fit")
+
+
 def test_the_40_and_13_classes_are_those_of_the_official_files(real_data):
     meta = real_data / "nyuv2" / "meta"
     forty = loadmat(meta / "classMapping40.mat", squeeze_me=True)["className"].tolist()

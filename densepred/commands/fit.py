@@ -133,10 +133,11 @@ class DensePredCLI(LightningCLI):
                 if "weights" in part:
                     part["weights"] = None  # they are in the checkpoint
 
-        elif self.config.subcommand != "fit":
+        elif self.config.subcommand != "fit" and not self.config[self.config.subcommand].model.init_args.weights:
             raise ConfigurationError(
-                f"densepred {self.config.subcommand} needs --ckpt_path: best, last or a checkpoint's file. Without "
-                "one it would measure a network that has not been trained."
+                f"densepred {self.config.subcommand} needs --ckpt_path: best, last or a checkpoint's file (or "
+                "--model.weights with a published network). Without one it would measure a network that has not been "
+                "trained."
             )
 
     def _parse_ckpt_path(self) -> None:

@@ -16,8 +16,8 @@ SHOWN = 5
 def check_files(dataset: DenseDataset, title: str, full: bool = True) -> None:
     """Looks at every file of a data set and names the broken ones in one error.
 
-    Every header is read, and sizes are compared; with `full`, the structure of JPEG files is followed to their end, and
-    labels are decoded and their values compared with the number of classes.
+    Every header is read, and sizes are compared; with `full`, the structure of JPEG and PNG files is followed to its
+    end, and labels are decoded and their values compared with the number of classes.
 
     Args:
         dataset: Whose `files` are looked at; one that names none passes.
@@ -53,9 +53,11 @@ def sample_fault(dataset: DenseDataset, index: int, full: bool = True) -> str | 
                     f"{path}: its size is {read_size(path)} (height, width), but that of its image "
                     f"{files['image']} is {size}."
                 )
-            if kind is Kind.IMAGE and full:
+            if not full:
+                continue
+            if kind is not Kind.LABEL:
                 refuse_damage(read_bytes(path), path)
-            if kind is Kind.LABEL and full:
+            else:
                 refuse_values(read_label(path), dataset.classes_on_disk.get(key, VOID), path)
     except DataError as error:
         return str(error)

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from densepred.data.jpeg import jpeg_fault
+from densepred.data.png import png_fault
 from densepred.errors import DataError
 from densepred.sample import VOID
 
@@ -124,8 +125,8 @@ def read_bytes(path: Path) -> bytes:
 
 
 def refuse_damage(content: bytes, path: Path) -> None:
-    """Raises a DataError where a JPEG's structure is broken; decoders would fill the rest with grey."""
-    fault = jpeg_fault(content)
+    """Raises a DataError where the structure of a JPEG or PNG is broken; decoders would fill the rest with grey."""
+    fault = jpeg_fault(content) or png_fault(content)
     if fault:
         raise DataError(_unreadable(path, fault))
 
