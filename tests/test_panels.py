@@ -3,6 +3,7 @@
 import json
 import struct
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -307,6 +308,17 @@ def test_multilabel_masks_answer_for_each_class():
 
 
 def wandb_records(path: Path) -> list:
+    """The records of a finished run; wandb's own process may write the last of them after `wandb.finish()`."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        records = read_records(path)
+        if records and records[-1].WhichOneof("record_type") == "exit":
+            return records
+        time.sleep(0.1)
+    raise AssertionError(f"{path}: the run has no end after a minute")
+
+
+def read_records(path: Path) -> list:
     """The records of a .wandb file: LevelDB's log format (blocks of 32 KiB, fragments) of protocol buffers."""
     from wandb.proto import wandb_internal_pb2
 
@@ -318,6 +330,8 @@ def wandb_records(path: Path) -> list:
             at += 32768 - at % 32768
             continue
         _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        if at + 7 + length > len(data):
+            break  # still being written
         parts.append(data[at + 7 : at + 7 + length])
         at += 7 + length
         if kind in (1, 4):  # whole, or the last fragment
