@@ -10,6 +10,7 @@ from typing import Any
 from lightning_fabric.loggers.csv_logs import _ExperimentWriter
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
+from pytorch_lightning.utilities import rank_zero_only
 
 from densepred.errors import ConfigurationError
 
@@ -26,6 +27,20 @@ class RunLogger(CSVLogger):
 
     def __init__(self, save_dir: str | Path, version: int | None = None) -> None:
         super().__init__(save_dir, name=None, version=version)
+
+    def _get_next_version(self) -> int:
+        """Takes the next free folder by making it, so that two runs started together get one each."""
+        while True:
+            version: int = super()._get_next_version()
+            if getattr(rank_zero_only, "rank", 0) != 0:
+                return version  # the other processes of a run are told rank zero's folder
+            try:
+                Path(self._root_dir, f"version_{version}").mkdir(parents=True)
+            except FileExistsError:
+                continue
+            except OSError:
+                pass  # a folder that cannot be written is refused, with its reason, where the run starts
+            return version
 
     @property
     def experiment(self) -> _ExperimentWriter:

@@ -1,4 +1,6 @@
 import csv
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -105,3 +107,11 @@ def test_a_continued_run_keeps_the_rows_before_its_checkpoint_and_logs_the_later
         ("0", "0.0"), ("1", "1.0"), ("2", "2.0"), ("3", "13.0"), ("4", "14.0"), ("5", "15.0"),
     ]  # fmt: skip
     assert RunLogger(tmp_path).log_dir.endswith("version_1")
+
+
+def test_runs_started_together_get_a_folder_each(tmp_path):
+    loggers = [RunLogger(tmp_path) for _ in range(8)]
+    with ThreadPoolExecutor(8) as threads:
+        folders = list(threads.map(lambda logger: logger.log_dir, loggers))
+    assert sorted(Path(folder).name for folder in folders) == [f"version_{i}" for i in range(8)]
+    assert [logger.log_dir for logger in loggers] == folders
