@@ -38,6 +38,7 @@ class DensePredictor(pl.LightningModule):
         tasks: What to predict. One task is a list of one.
         share_decoder: One decoder for all tasks instead of one each.
         auxiliary: Builds a second decoder for each task on all maps but the coarsest, used in training only.
+        auxiliary_depth: How many auxiliary decoders; the k-th sees all maps but the k coarsest (deep supervision).
         auxiliary_weight: Factor of the auxiliary losses.
         optimizer: Builds the optimizer from parameters; AdamW with learning rate 3e-4 and weight decay 0.01 by default.
         lr_scheduler: Builds a schedule, stepped every step, from the optimizer and the total number of steps.
@@ -69,6 +70,7 @@ class DensePredictor(pl.LightningModule):
         tasks: list[Task],
         share_decoder: bool = False,
         auxiliary: DecoderFactory | None = None,
+        auxiliary_depth: int = 1,
         auxiliary_weight: float = 0.4,
         optimizer: OptimizerFactory | None = None,
         lr_scheduler: SchedulerFactory | None = None,
@@ -82,6 +84,7 @@ class DensePredictor(pl.LightningModule):
             tasks=tasks,
             share_decoder=share_decoder,
             auxiliary=auxiliary,
+            auxiliary_depth=auxiliary_depth,
             auxiliary_weight=auxiliary_weight,
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
@@ -91,7 +94,12 @@ class DensePredictor(pl.LightningModule):
         _check_names([task.name for task in tasks])
         self.tasks = nn.ModuleList(tasks)
         self.network = DenseNetwork(
-            encoder, decoder, {task.name: task.out_channels for task in tasks}, share_decoder, auxiliary
+            encoder,
+            decoder,
+            {task.name: task.out_channels for task in tasks},
+            share_decoder,
+            auxiliary,
+            auxiliary_depth,
         )
         if weights is not None:
             load_torchvision_segmentation(self.network, weights)
@@ -137,8 +145,9 @@ class DensePredictor(pl.LightningModule):
         total = sum(task.weight * losses[task.name] for task in self._tasks)
         for task in self._tasks:
             self.log(f"{stage}/{task.name}/loss", losses[task.name], batch_size=len(image), sync_dist=stage != "train")
-            if (extra := planes.get(f"{task.name}/{AUXILIARY}")) is not None:
-                total = total + self.auxiliary_weight * task.weight * task.loss_from_planes(extra, padded)
+            for key, extra in planes.items():
+                if key.startswith(f"{task.name}/{AUXILIARY}"):
+                    total = total + self.auxiliary_weight * task.weight * task.loss_from_planes(extra, padded)
         self.log(f"{stage}/loss", total, batch_size=len(image), prog_bar=stage == "train", sync_dist=stage != "train")
         return total  # type: ignore[return-value]
 

@@ -1,5 +1,7 @@
 """Encoder and decoders joined: a plain nn.Module, exportable, without Lightning."""
 
+from typing import cast
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,15 +28,17 @@ class DenseNetwork(nn.Module):
         share_decoder: One decoder for all tasks, its planes split between them, instead of one each.
         auxiliary: Builds a second decoder for each task on all maps but the coarsest (PSPNet, Zhao et al. 2017,
             arXiv:1612.01105; torchvision's `aux_classifier`). It runs in training only.
+        auxiliary_depth: How many such decoders: the k-th sees all maps but the k coarsest. More than one is deep
+            supervision (Lee et al. Deeply-Supervised Nets. AISTATS 2015. arXiv:1409.5185).
 
     Shape:
         image: (B, C, H, W), uint8 or floating point in [0, 1], above 32 pixels a side.
         returns: planes (B, out_channels[task], H, W) for each task; in training those of the auxiliary decoders too,
-            under `<task>/auxiliary`.
+            under `<task>/auxiliary` (the further ones under `<task>/auxiliary2`, ...).
 
     Raises:
-        ConfigurationError: If an auxiliary decoder is asked for and the encoder yields a single map; if an image has 32
-            pixels a side or fewer.
+        ConfigurationError: If the encoder yields too few maps for the auxiliary decoders; if an image has 32 pixels a
+            side or fewer.
     """
 
     def __init__(
@@ -44,21 +48,23 @@ class DenseNetwork(nn.Module):
         out_channels: dict[str, int],
         share_decoder: bool = False,
         auxiliary: DecoderFactory | None = None,
+        auxiliary_depth: int = 1,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.out_channels = dict(out_channels)
         self.share_decoder = share_decoder
         self.decoders = self._build(decoder, encoder.spec)
-        self.auxiliary_decoders: nn.ModuleDict | None = None
+        self.auxiliary_decoders: nn.ModuleList | None = None
         if auxiliary is not None:
-            channels, strides = encoder.spec.channels[:-1], encoder.spec.strides[:-1]
-            if not channels:
+            maps = len(encoder.spec.strides)
+            if not 1 <= auxiliary_depth < maps:
                 raise ConfigurationError(
-                    f"auxiliary: {type(encoder).__name__} yields a single map, so none is left for an auxiliary "
-                    "decoder, which sees all but the coarsest. Leave `auxiliary` out."
+                    f"auxiliary_depth is {auxiliary_depth}: {type(encoder).__name__} yields {maps} maps, and the k-th "
+                    f"auxiliary decoder sees all but the k coarsest. Give 1 to {maps - 1}, or leave `auxiliary` out."
                 )
-            self.auxiliary_decoders = self._build(auxiliary, FeatureSpec(channels, strides))
+            specs = [encoder.spec.without_coarsest(k) for k in range(1, auxiliary_depth + 1)]
+            self.auxiliary_decoders = nn.ModuleList(self._build(auxiliary, spec) for spec in specs)
 
     def _build(self, decoder: DecoderFactory, spec: FeatureSpec) -> nn.ModuleDict:
         if self.share_decoder:
@@ -85,9 +91,12 @@ class DenseNetwork(nn.Module):
         features = self.encoder(pad_planes(image, self.padded_size(height, width), Kind.IMAGE))
         planes = self._decode(self.decoders, features)
         if self.training and self.auxiliary_decoders is not None:
-            extra = self._decode(self.auxiliary_decoders, features[:-1])
-            planes |= {f"{name}/{AUXILIARY}": value for name, value in extra.items()}
-        return planes
+            for k, decoders in enumerate(self.auxiliary_decoders, start=1):
+                extra = self._decode(cast(nn.ModuleDict, decoders), features[:-k])
+                planes |= {f"{name}/{AUXILIARY}{k if k > 1 else ''}": value for name, value in extra.items()}
+        # planes of stride 1 may go beyond an image whose encoder sets its own sizes; others end with the padded image
+        height, width = self.padded_size(height, width)
+        return {name: value[..., :height, :width] for name, value in planes.items()}
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
         """The size that planes of an image of this size cover."""

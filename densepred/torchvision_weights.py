@@ -113,7 +113,7 @@ def _names(tensors: Mapping[str, Tensor], network: DenseNetwork, decoder: str) -
         "classifier": (f"decoders.{decoder}", classifier),
     }
     if network.auxiliary_decoders is not None:
-        parts["aux_classifier"] = (f"auxiliary_decoders.{decoder}", _FCN)
+        parts["aux_classifier"] = (f"auxiliary_decoders.0.{decoder}", _FCN)
     names = {}
     for key in tensors:
         part, _, rest = key.partition(".")

@@ -134,7 +134,7 @@ def test_planes_cover_the_padded_image_exactly(encoder, decoder):
 def test_the_auxiliary_decoder_reads_all_maps_but_the_coarsest_in_training_only(encoder):
     net = network(encoder, "pointwise", auxiliary=TorchvisionFCNDecoder)
     spec = net.encoder.spec
-    assert net.auxiliary_decoders["labels"].hidden[0].in_channels == spec.channels[-2]
+    assert net.auxiliary_decoders[0]["labels"].hidden[0].in_channels == spec.channels[-2]
     image = torch.rand(1, 3, 64, 64)
     assert set(net.train().planes(image)) == {"labels", "depth", "labels/auxiliary", "depth/auxiliary"}
     assert set(net.eval().planes(image)) == {"labels", "depth"}
@@ -264,7 +264,7 @@ def test_auxiliary_logits_are_torchvisions(twins):
     image = torch.rand(1, 3, 64, 96)
     expected = reference(normalised(image))["aux"]
     ours.auxiliary_decoders.eval()
-    planes = ours.auxiliary_decoders["segmentation"](ours.encoder(image)[:-1])
+    planes = ours.auxiliary_decoders[0]["segmentation"](ours.encoder(image)[:-1])
     assert relative(F.interpolate(planes, size=(64, 96), mode="bilinear"), expected) < 1e-4
 
 
@@ -298,7 +298,7 @@ def published(network: DenseNetwork) -> dict[str, torch.Tensor]:
     for key, value in network.state_dict().items():
         if key in ("encoder.mean", "encoder.std"):
             continue
-        key = key.replace("auxiliary_decoders.segmentation", "aux_classifier")
+        key = key.replace("auxiliary_decoders.0.segmentation", "aux_classifier")
         key = key.replace("decoders.segmentation", "classifier").replace("encoder.", "backbone.")
         head, _, rest = key.partition(".")
         for ours, name in heads.items():
@@ -329,7 +329,7 @@ def test_scores_of_other_classes_are_left_as_they_are_to_be_learned_and_the_repo
     assert report.skipped["classifier.4.bias"] == "21 in the file, 5 here: other classes"
     assert not report.missing
     assert not net.decoders["segmentation"].score.weight.any()  # as it started
-    assert torch.equal(net.auxiliary_decoders["segmentation"].hidden[0].weight, state["aux_classifier.0.weight"])
+    assert torch.equal(net.auxiliary_decoders[0]["segmentation"].hidden[0].weight, state["aux_classifier.0.weight"])
 
 
 def test_the_files_auxiliary_classifier_is_not_needed_and_a_missing_one_is_reported():

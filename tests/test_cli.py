@@ -158,7 +158,7 @@ def test_a_published_segmentation_network_is_fine_tuned_and_its_file_is_not_need
     for ours, theirs in (
         ("encoder.layer4.0.conv1", "backbone.layer4.0.conv1"),
         ("decoders.segmentation.hidden.0", "classifier.0"),
-        ("auxiliary_decoders.segmentation.hidden.0", "aux_classifier.0"),
+        ("auxiliary_decoders.0.segmentation.hidden.0", "aux_classifier.0"),
     ):
         assert torch.equal(last["state_dict"][f"network.{ours}.weight"], file[f"{theirs}.weight"])
     # without training it can be scored too

@@ -15,10 +15,10 @@ PACKAGE = Path(densepred.__file__).parent
 # each room may import the rooms in the lines above its own (and, where listed, its own)
 FLOORS = [
     {"errors", "lazy", "__init__"},
-    {"features", "sample", "recipe", "blocks", "geometry", "plane_fit", "palettes", "schedules"},
+    {"features", "sample", "recipe", "blocks", "geometry", "plane_fit", "palettes", "schedules", "initialisers"},
     {"losses", "metrics", "encoders", "decoders", "refine", "resume"},
     {"tasks", "network"},
-    {"module", "torchvision_weights"},
+    {"module", "torchvision_weights", "anatomy"},
     {"callbacks", "inference", "loggers"},
     {"commands"},
     {"cli"},

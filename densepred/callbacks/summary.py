@@ -31,7 +31,8 @@ def network_table(network: DenseNetwork) -> str:
     parts: list[tuple[str, nn.Module]] = [("encoder", network.encoder)]
     parts += [(f"decoder {name}", decoder) for name, decoder in network.decoders.items()]
     if network.auxiliary_decoders is not None:
-        parts += [(f"auxiliary {name}", decoder) for name, decoder in network.auxiliary_decoders.items()]
+        for decoders in network.auxiliary_decoders:
+            parts += [(f"auxiliary {name}", decoder) for name, decoder in decoders.named_children()]
     rows = [(f"{what}: {type(part).__name__}", part) for what, part in parts]
     lines = [f"{'network':<44}{'parameters':>14}{'trained':>14}"]
     for what, part in [*rows, ("all", network)]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from densepred.errors import ConfigurationError
 from densepred.features import FeatureSpec
 from densepred.recipe import Recorded
 
@@ -21,11 +22,25 @@ class Decoder(Recorded, nn.Module, ABC):
 
     Shape:
         features: a list of (B, C_i, H_i, W_i), finest first.
-        returns: (B, out_channels, h, w) at any stride.
+        returns: (B, out_channels, h, w) at any stride, covering what the maps cover. Planes of stride 1 may go beyond
+            the image on the right and at the bottom; the network crops them.
+
+    Raises:
+        ConfigurationError: If the maps do not start at the image's corner (`FeatureSpec.origins`) and the decoder is
+            not one that crops them.
     """
+
+    reads_origins: bool = False
+    """Whether it reads maps with margins, by `FeatureSpec.origins`."""
 
     def __init__(self, spec: FeatureSpec, out_channels: int) -> None:
         super().__init__()
+        if spec.origins and not self.reads_origins:
+            raise ConfigurationError(
+                f"{type(self).__name__} needs maps that start at the image's corner; this encoder's unpadded "
+                f"convolutions leave margins (the first cells are centred on pixels {spec.origins}). Set the encoder's "
+                "`padded` to true, or take the decoder that was published with it."
+            )
         self.spec = spec
         self.out_channels = out_channels
 

@@ -6,10 +6,32 @@ from densepred.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from densepred.encoders.base import Encoder as Encoder
+    from densepred.encoders.fcdensenet import FCDenseNetEncoder as FCDenseNetEncoder
     from densepred.encoders.loading import LoadReport as LoadReport
     from densepred.encoders.resnet import ResNetEncoder as ResNetEncoder
+    from densepred.encoders.segnet import SegNetBasicEncoder as SegNetBasicEncoder
+    from densepred.encoders.timm import TimmEncoder as TimmEncoder
+    from densepred.encoders.torchvision import TorchvisionEncoder as TorchvisionEncoder
+    from densepred.encoders.unet import UNetEncoder as UNetEncoder
     from densepred.encoders.vgg import VGGEncoder as VGGEncoder
+    from densepred.encoders.vgg_deeplab import DeepLabVGGEncoder as DeepLabVGGEncoder
+    from densepred.encoders.vgg_dilated import DilatedVGGEncoder as DilatedVGGEncoder
+    from densepred.encoders.vgg_fcn import FCNVGGEncoder as FCNVGGEncoder
 
 __getattr__, __all__ = lazy_exports(
-    __name__, {"Encoder": "base", "LoadReport": "loading", "ResNetEncoder": "resnet", "VGGEncoder": "vgg"}
+    __name__,
+    {
+        "DeepLabVGGEncoder": "vgg_deeplab",
+        "DilatedVGGEncoder": "vgg_dilated",
+        "Encoder": "base",
+        "FCDenseNetEncoder": "fcdensenet",
+        "FCNVGGEncoder": "vgg_fcn",
+        "LoadReport": "loading",
+        "ResNetEncoder": "resnet",
+        "SegNetBasicEncoder": "segnet",
+        "TimmEncoder": "timm",
+        "TorchvisionEncoder": "torchvision",
+        "UNetEncoder": "unet",
+        "VGGEncoder": "vgg",
+    },
 )
