@@ -31,6 +31,21 @@ def voc_palette(classes: int) -> list[list[int]]:
 VOID_COLOUR = (224, 224, 192)
 """The cream in which Pascal VOC draws missing labels: its colour of 255."""
 
+CAMVID_PALETTE = [
+    [128, 128, 128],
+    [128, 0, 0],
+    [192, 192, 128],
+    [128, 64, 128],
+    [60, 40, 222],
+    [128, 128, 0],
+    [192, 128, 128],
+    [64, 64, 128],
+    [64, 0, 128],
+    [64, 64, 0],
+    [0, 128, 192],
+]
+"""The colours in which SegNet draws CamVid's 11 classes, sky to bicyclist."""
+
 
 @lru_cache
 def colour_table(name: ColourMap) -> list[list[int]]:

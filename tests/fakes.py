@@ -90,6 +90,36 @@ def write_voc(
     return root
 
 
+def write_camvid(
+    folder: Path,
+    train: int = 4,
+    val: int = 2,
+    test: int = 2,
+    size: tuple[int, int] = (60, 80),
+    seed: int = 0,
+    official: bool = True,
+) -> Path:
+    """CamVid below `folder` as SegNet ships it: PNG pictures, grey ids with 11 unlabelled, lists of two paths a line.
+
+    Not `official`: JPEG pictures and lists of mere names.
+    """
+    root = folder / "CamVid"
+    rng = np.random.default_rng(seed)
+    for split, count in {"train": train, "val": val, "test": test}.items():
+        names = [f"0001TP_{split}{30 * i:05d}" for i in range(count)]
+        (root / split).mkdir(parents=True, exist_ok=True)
+        (root / f"{split}annot").mkdir(exist_ok=True)
+        for name in names:
+            labels = draw_labels(rng, size, 11)
+            picture = Image.fromarray(paint(rng, labels))
+            picture.save(root / split / f"{name}.{'png' if official else 'jpg'}", quality=95)
+            labels[labels == VOID] = 11
+            Image.fromarray(labels).save(root / f"{split}annot" / f"{name}.png")
+        pairs = [f"/SegNet/CamVid/{split}/{name}.png /SegNet/CamVid/{split}annot/{name}.png" for name in names]
+        write_list(root / f"{split}.txt", pairs if official else names)
+    return root
+
+
 def write_sbd(folder: Path, train: list[str], val: list[str], size: tuple[int, int] = (60, 80), seed: int = 0) -> Path:
     """benchmark_RELEASE/dataset below `folder` (img, cls, inst, train.txt, val.txt); returns dataset.
 

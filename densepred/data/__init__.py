@@ -10,6 +10,8 @@ from densepred.lazy import lazy_exports
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 if TYPE_CHECKING:
+    from densepred.data.camvid import CamVid as CamVid
+    from densepred.data.camvid import CamVidDataModule as CamVidDataModule
     from densepred.data.collate import Collate as Collate
     from densepred.data.datamodule import DenseDataModule as DenseDataModule
     from densepred.data.dataset import DenseDataset as DenseDataset
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 __getattr__, __all__ = lazy_exports(
     __name__,
     {
+        "CamVid": "camvid",
+        "CamVidDataModule": "camvid",
         "Collate": "collate",
         "DenseDataModule": "datamodule",
         "DenseDataset": "dataset",
