@@ -14,7 +14,11 @@ TRAINER_VERBS = {
     "validate": "evaluate a checkpoint on the validation set",
     "test": "evaluate a checkpoint on the test set",
 }
-OWN_VERBS = {"prepare": "bring a data set into the layout that densepred reads (voc, sbd, nyu)"}
+OWN_VERBS = {
+    "prepare": "bring a data set into the layout that densepred reads (voc, sbd, nyu)",
+    "list": "the encoders, decoders, tasks, losses and data sets there are",
+    "describe": "a network's stages: sizes, parameters, operations, memory, receptive fields",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,8 +57,12 @@ def _dispatch(arguments: list[str]) -> int:
         own = verbs.add_parser(verb, help=text, description=text)
         if verb in arguments[:1]:
             import_module(f"densepred.commands.{verb}").add_arguments(own)
-    chosen = parser.parse_args(arguments)
-    status: int = import_module(f"densepred.commands.{chosen.verb}").run(chosen)
+    chosen, options = parser.parse_known_args(arguments)
+    command = import_module(f"densepred.commands.{chosen.verb}")
+    if options and not getattr(command, "PASSES_OPTIONS_ON", False):
+        parser.error(f"unrecognized arguments: {' '.join(options)}")
+    chosen.options = options
+    status: int = command.run(chosen)
     return status
 
 

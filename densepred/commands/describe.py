@@ -1,0 +1,160 @@
+"""`densepred describe`: what a network is made of, a stage a line, and what a training step will take."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import Namespace
+
+from densepred.anatomy.receptive_field import effective_receptive_fields, theoretical_receptive_fields
+from densepred.anatomy.stages import Stage, trace
+from densepred.anatomy.step_memory import StepMemory, step_memory
+from densepred.commands.fit import RunParser, import_parts, nulls_as_configs
+from densepred.errors import ConfigurationError
+from densepred.module import DensePredictor, without_pretrained_weights
+from densepred.resume import checkpoint_config
+
+PASSES_OPTIONS_ON = True
+"""Options of the model may stand on the command line, as in `fit`."""
+
+_SIZE = (256, 256)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """A run's configuration or checkpoint, and the images to plan for."""
+    parser.usage = "densepred describe CONFIG [--size H W] [--batch_size N] [--quick] [--model.OPTION VALUE ...]"
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="a run's YAML file, or a checkpoint (.ckpt)")
+    parser.add_argument(
+        "--size", nargs=2, type=int, metavar=("H", "W"), help="of the images (default: the training crop's)"
+    )
+    parser.add_argument("--batch_size", type=int, metavar="N", help="default: the configuration's")
+    parser.add_argument("--quick", action="store_true", help="leave the receptive fields out")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the tables."""
+    config = _read(arguments.config)
+    size, batch_size = _images(config, arguments.size, arguments.batch_size)
+    import_parts()
+    with torch.device("meta"):
+        module = _build(config, arguments.options)
+        network = module.network
+        padded = network.padded_size(*size)
+        images = torch.zeros(batch_size, network.encoder.in_channels, *padded)
+        training = trace(network.train(), images)
+        memory = step_memory(module, batch_size, size)
+    fields: list[str] = []
+    if not arguments.quick:
+        fields = _fields(_build(config, arguments.options), padded)
+    parts = f"{type(network.encoder).__name__} + {type(next(iter(network.decoders.values()))).__name__}"
+    print(f"{parts}; images of {size[0]} x {size[1]}, {batch_size} in a batch\n")
+    print(stage_table(training, batch_size, fields))
+    print()
+    print(memory_table(memory))
+    return 0
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigurationError(f"describe: there is no file {path}. Expected a run's YAML file or a checkpoint.")
+    if path.suffix == ".ckpt":
+        return checkpoint_config(path)
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (ValueError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"{path}: not YAML: {error}") from error
+    if not isinstance(config, dict) or "model" not in config:
+        raise ConfigurationError(f"{path}: no `model` in it. Expected a configuration as `densepred fit` reads it.")
+    return config
+
+
+def _images(config: dict[str, Any], size: list[int] | None, batch_size: int | None) -> tuple[tuple[int, int], int]:
+    """The size and number of the images that the configuration trains on, where it says so."""
+    data = (config.get("data") or {}).get("init_args") or {}
+    transforms = data.get("train_transforms") or []
+    sizes = [(entry.get("init_args") or {}).get("size") for entry in transforms if isinstance(entry, dict)]
+    found = [value for value in [size, *sizes, data.get("size")] if isinstance(value, list) and len(value) == 2]
+    height, width = found[0] if found else _SIZE
+    return (int(height), int(width)), int(batch_size or data.get("batch_size") or 1)
+
+
+def _build(config: dict[str, Any], options: list[str]) -> DensePredictor:
+    """The module, without pretrained weights: their shapes are those of random ones."""
+    parser = RunParser(prog="densepred describe", usage="densepred describe CONFIG [--model.OPTION VALUE ...]")
+    parser.add_lightning_class_args(DensePredictor, "model", subclass_mode=True, required=True)
+    parser.add_argument("--config", action="config")
+    model = {**config["model"], "init_args": without_pretrained_weights(config["model"].get("init_args") or {})}
+    given = [f"--config={yaml.safe_dump({'model': model})}", *nulls_as_configs(["describe", *options])[1:]]
+    built: Namespace = parser.instantiate(parser.parse_args(given))
+    module: DensePredictor = built.model
+    return module
+
+
+def _fields(module: DensePredictor, size: tuple[int, int]) -> list[str]:
+    network = module.network
+    possible = theoretical_receptive_fields(network)
+    noise = torch.randn(1, network.encoder.in_channels, *size)
+    looked = effective_receptive_fields(network, noise)
+    return [
+        f"{'image' if side is None else side:>6} {round(seen) if seen else '-':>6}"
+        for side, seen in zip(possible, looked, strict=True)
+    ]
+
+
+def stage_table(stages: list[Stage], batch_size: int, fields: list[str]) -> str:
+    """A line for each stage; operations for one image, memory for the batch.
+
+    Args:
+        stages: Of a batch, in training mode.
+        batch_size: Images in it.
+        fields: Receptive fields of the first stages, theoretical and effective; none leaves the columns out.
+    """
+    width = max(len(stage.name) for stage in stages) + 2
+    titles = f"{'stage':<{width}}{'size':>11}{'channels':>10}{'parameters':>14}{'GMAC':>9}{'MiB kept':>10}"
+    lines = [titles + (f"{'sees':>9}{'looks':>7}" if fields else "")]
+    for i, stage in enumerate(stages):
+        channels, height, rest = stage.tensor.shape[1:]
+        line = f"{stage.name:<{width}}{f'{height} x {rest}':>11}{channels:>10}" + _costs([stage], batch_size)
+        lines.append(line + (f"   {fields[i]}" if i < len(fields) else ""))
+    lines.append(f"{'all':<{width}}{'':>21}" + _costs(stages, batch_size))
+    lines.append("GMAC: thousand million multiply-accumulates an image. MiB kept: for the backward pass, whole batch.")
+    if fields:
+        lines.append(
+            "sees: side in pixels of what a cell depends on; looks: side of what most of its gradient comes from,\n"
+            "with random weights and noise (- where scores start at zero)."
+        )
+    return "\n".join(lines)
+
+
+def _costs(stages: list[Stage], batch_size: int) -> str:
+    parameters = sum(stage.parameters for stage in stages)
+    macs = sum(stage.macs for stage in stages) / batch_size / 1e9
+    return f"{parameters:>14,}{macs:>9.2f}{_mebibytes(sum(stage.saved_bytes for stage in stages)):>10}"
+
+
+def memory_table(memory: StepMemory) -> str:
+    """What a training step holds, in MiB.
+
+    Example:
+        >>> print(memory_table(StepMemory(2 << 20, 2 << 20, 4 << 20, 8 << 20, 1 << 20)))
+        a training step in float32            MiB
+          weights                               2
+          gradients                             2
+          optimizer                             4
+          activations                           8
+          batch                                 1
+          all                                  17
+        In half precision about half the activations. Workspaces of convolutions come on top.
+    """
+    rows = [*zip(StepMemory._fields, memory, strict=True), ("all", memory.total)]
+    lines = [f"{'a training step in float32':<34}{'MiB':>7}"]
+    lines += [f"  {name:<32}{_mebibytes(value):>7}" for name, value in rows]
+    lines.append("In half precision about half the activations. Workspaces of convolutions come on top.")
+    return "\n".join(lines)
+
+
+def _mebibytes(size: int) -> str:
+    value = size / 2**20
+    return f"{value:.1f}" if 0 < value < 9.95 and value != round(value) else f"{value:,.0f}"
