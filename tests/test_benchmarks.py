@@ -7,7 +7,8 @@ import cv2
 import pytest
 import torch
 
-LOADING = runpy.run_path(str(Path(__file__).parents[1] / "experiments" / "benchmarks" / "loading.py"))
+LOADING_FILE = Path(__file__).parents[1] / "experiments" / "benchmarks" / "loading.py"
+LOADING = runpy.run_path(str(LOADING_FILE))
 
 
 @pytest.fixture
@@ -36,3 +37,15 @@ def test_loading_is_several_times_as_fast_as_torchvisions_reference(real_data, o
     assert LOADING["lead"](rates, "torchvision_pil") > 3
     assert LOADING["lead"](rates, "torchvision_tensor") > 3
     assert LOADING["lead"](rates, "albumentations") > 1.2
+
+
+def test_the_ceiling_of_a_stride_is_what_its_upsampling_can_draw():
+    overfit = runpy.run_path(str(LOADING_FILE.with_name("overfit.py")))
+    ceiling, image = overfit["ceiling_of"], torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    halves = torch.zeros(1, 32, 32, dtype=torch.uint8)
+    halves[..., 16:] = 3
+    assert ceiling(torch.Size((1, 11, 32, 32)), image, halves, (32, 32)) == 1
+    assert ceiling(torch.Size((1, 11, 4, 4)), image, halves, (32, 32)) == 1  # an edge between two cells
+    columns = (torch.arange(32) % 2 * 3).to(torch.uint8).expand(1, 32, 32)
+    # between two cells a linear function changes its sign once at most
+    assert ceiling(torch.Size((1, 11, 4, 4)), image, columns, (32, 32)) < 0.7

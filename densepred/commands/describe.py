@@ -35,11 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the tables."""
-    config = _read(arguments.config)
+    config = read_config(arguments.config)
     size, batch_size = _images(config, arguments.size, arguments.batch_size)
     import_parts()
     with torch.device("meta"):
-        module = _build(config, arguments.options)
+        module = build_module(config, arguments.options)
         network = module.network
         padded = network.padded_size(*size)
         images = torch.zeros(batch_size, network.encoder.in_channels, *padded)
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
         memory = step_memory(module, batch_size, size)
     fields: list[str] = []
     if not arguments.quick:
-        fields = _fields(_build(config, arguments.options), padded)
+        fields = _fields(build_module(config, arguments.options), padded)
     parts = f"{type(network.encoder).__name__} + {type(next(iter(network.decoders.values()))).__name__}"
     print(f"{parts}; images of {size[0]} x {size[1]}, {batch_size} in a batch\n")
     print(stage_table(training, batch_size, fields))
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigurationError(f"describe: there is no file {path}. Expected a run's YAML file or a checkpoint.")
     if path.suffix == ".ckpt":
@@ -80,7 +80,7 @@ def _images(config: dict[str, Any], size: list[int] | None, batch_size: int | No
     return (int(height), int(width)), int(batch_size or data.get("batch_size") or 1)
 
 
-def _build(config: dict[str, Any], options: list[str]) -> DensePredictor:
+def build_module(config: dict[str, Any], options: list[str]) -> DensePredictor:
     """The module, without pretrained weights: their shapes are those of random ones."""
     parser = RunParser(prog="densepred describe", usage="densepred describe CONFIG [--model.OPTION VALUE ...]")
     parser.add_lightning_class_args(DensePredictor, "model", subclass_mode=True, required=True)
