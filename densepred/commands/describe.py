@@ -57,6 +57,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def read_config(path: Path) -> dict[str, Any]:
+    """A run's configuration, from its YAML file or from a checkpoint.
+
+    Raises:
+        ConfigurationError: If there is no such file, or no model in it.
+    """
     if not path.is_file():
         raise ConfigurationError(f"describe: there is no file {path}. Expected a run's YAML file or a checkpoint.")
     if path.suffix == ".ckpt":
