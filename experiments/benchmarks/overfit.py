@@ -6,8 +6,8 @@
 The networks are those of the experiments' files, from random weights, with CamVid's 11 classes in place of their
 tasks. Adam trains each on one image, dropout as configured, until in evaluation mode it labels `--share` of the ceiling
 right; it has `--steps` steps for each learning rate that is tried. The ceiling of a network is the best accuracy that
-planes of its stride can reach on these labels when they are upsampled as its own are: free planes are trained to the end
-for it. Void pixels don't count. A table of Markdown comes out; the exit status tells whether all reached the share.
+planes of its stride can reach on these labels when they are upsampled as its own are: free planes are trained to the
+end for it. Void pixels don't count. A table of Markdown comes out; the exit status tells whether all reached the share.
 """
 
 import argparse
