@@ -39,7 +39,7 @@ FULLY_CONNECTED = {
 DECODERS = {
     "FCN-8s": FCNDecoder,
     "FCN-32s": partial(FCNDecoder, finest_stride=32),
-    "FCN-16s learned": partial(FCNDecoder, finest_stride=16, learn_upsampling=True),
+    "FCN-16s learned": partial(FCNDecoder, finest_stride=16, upsampling="learned"),
     "FCN torchvision": TorchvisionFCNDecoder,
     "transposed": partial(TransposedConvDecoder, widths=(8, 8, 8)),
     "U-Net": UNetDecoder,

@@ -30,7 +30,7 @@ DECODERS = {
     "fcn8": (FCNDecoder, (8, 8, 8)),
     "fcn16": (lambda spec, n: FCNDecoder(spec, n, finest_stride=16), (16, 8, 16)),
     "fcn32": (lambda spec, n: FCNDecoder(spec, n, finest_stride=32), (32, 8, 16)),
-    "fcn8 learned": (lambda spec, n: FCNDecoder(spec, n, learn_upsampling=True), (8, 8, 8)),
+    "fcn8 learned": (lambda spec, n: FCNDecoder(spec, n, upsampling="learned"), (8, 8, 8)),
     "fcn torchvision": (TorchvisionFCNDecoder, (32, 8, 16)),
     "transposed": (lambda spec, n: TransposedConvDecoder(spec, n, widths=(8, 6)), (8, 2, 4)),
     "unet bilinear": (lambda spec, n: UNetDecoder(spec, n, widths=(8, 6, 6, 4)), (2, 2, 1)),
@@ -242,7 +242,7 @@ def test_fcn_sums_the_bilinearly_upsampled_scores_of_its_maps():
 
 
 def test_learned_upsampling_changes_nothing_at_first_and_learns_one_kernel_a_plane():
-    fixed, learned = FCNDecoder(SPEC, 3), FCNDecoder(SPEC, 3, learn_upsampling=True)
+    fixed, learned = FCNDecoder(SPEC, 3), FCNDecoder(SPEC, 3, upsampling="learned")
     learned.load_state_dict(randomised(fixed).state_dict(), strict=False)
     features = maps(SPEC, 64, 96)
     torch.testing.assert_close(learned(features), fixed(features))

@@ -3,10 +3,11 @@
 from typing import Literal
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from densepred.blocks import ConvNormAct, resize_like
+from densepred.blocks import Activation, ConvNormAct, Norm
 from densepred.decoders.base import Decoder
-from densepred.decoders.bilinear import BilinearTransposedConv
+from densepred.decoders.bilinear import Upsampling, unpadded_reach, upsampling_layer
 from densepred.errors import ConfigurationError
 from densepred.features import FeatureSpec
 
@@ -21,54 +22,83 @@ def _score(in_channels: int, out_channels: int) -> nn.Conv2d:
 
 
 class _Skip(nn.Module):
-    """Planes upsampled to a finer map, plus that map's own score."""
+    """Planes upsampled to a finer map, plus that map's own score.
 
-    def __init__(self, in_channels: int, out_channels: int, factor: int, scale: float, learned: bool) -> None:
+    Args:
+        in_channels: Channels of the map.
+        out_channels: Number of planes.
+        factor: How many times finer the map is.
+        scale: Factor on the map.
+        upsampling: See `FCNDecoder`.
+        crop: Cells of the map above and to the left of the upsampled planes; None where both start at the image's
+            corner.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, factor: int, scale: float, upsampling: Upsampling, crop: int | None
+    ) -> None:
         super().__init__()
         self.scale = scale
-        self.upsample = BilinearTransposedConv(out_channels, factor) if learned else None
+        self.crop = crop
+        self.mode = "nearest" if upsampling == "nearest" else "bilinear"
+        self.upsample = upsampling_layer(upsampling, out_channels, factor, padded=crop is None)
         self.score = _score(in_channels, out_channels)
 
     def forward(self, planes: Tensor, feature: Tensor) -> Tensor:
-        if self.upsample is not None:
-            planes = self.upsample(planes)
+        planes = self.upsample(planes)
+        if self.crop is not None:
+            height, width = planes.shape[-2:]
+            feature = feature[..., self.crop : self.crop + height, self.crop : self.crop + width]
         score: Tensor = self.score(feature * self.scale if self.scale != 1 else feature)
-        return resize_like(planes, score) + score
+        if planes.shape[-2:] != score.shape[-2:]:
+            # an encoder that sets its own sizes need not halve them exactly
+            planes = F.interpolate(planes, size=score.shape[-2:], mode=self.mode)
+        return planes + score
 
 
 class FCNDecoder(Decoder):
     """Scores the coarsest map, then adds the scores of finer maps on the way up (FCN-32s, FCN-16s, FCN-8s).
 
-    A 1x1 convolution turns the coarsest map into planes; these are upsampled bilinearly to each finer map down to
+    A 1x1 convolution turns the coarsest map into planes; these are upsampled to each finer map down to
     `finest_stride`, and that map's own 1x1 scores are added. The last upsampling, to the image, is left to the network
-    or the task; it is fixed bilinear in the published networks too. All scores start at zero: the first cross-entropy
-    is ln(classes), and a network that gains a skip starts where it was.
+    or the task (bilinear, as in the published networks) or done here. All scores start at zero: the first
+    cross-entropy is ln(classes), and a network that gains a skip starts where it was. The weights of each stage load
+    into the next (32s, 16s, 8s), whose skip is all that is new; its first planes are the old ones, upsampled once.
 
-    On `VGGEncoder(fully_connected=True, maps="pool")` this is the published network; it reads any encoder. On a dilated
+    On `FCNVGGEncoder` this is the released network, whose unpadded deconvolutions are cropped by 19, by 5 and 27, or by
+    5, 9 and 31 cells: numbers that follow from where the maps lie (`FeatureSpec.origins`). On `VGGEncoder(
+    fully_connected=True, maps="pool")` it is the same with padded convolutions; it reads any encoder. On a dilated
     encoder there are fewer skips, or none: only maps finer than the coarsest one can be added.
 
     Args:
         spec: The encoder's maps; the coarsest is read, and the deepest of each finer stride down to `finest_stride`.
         out_channels: Number of planes.
         finest_stride: Stride of the finest skip, and of the planes: 32, 16 or 8.
-        learn_upsampling: Learn the upsampling between skips, from bilinear, a kernel for each plane (the conference
-            version). Fixed by default, as in the release, where it made no difference.
-        hidden: Channels of a 3x3 convolution with batch norm and ReLU before the coarsest score; none by default.
+        upsampling: "bilinear" (fixed, as in the release, where learning made no difference), "learned" (from bilinear,
+            a kernel for each plane: the conference version) or "nearest".
+        upsample_to_image: Upsample to the image here, by a further layer of the same kind, instead of leaving it to
+            the network, which takes memory for planes of full resolution. Maps with margins always are.
+        hidden: Channels of a 3x3 convolution with norm and activation before the coarsest score; none by default.
+        norm: Of the hidden convolution; see `densepred.blocks.normalisation`.
+        activation: Of the hidden convolution; see `densepred.blocks.nonlinearity`.
         dropout: Probability of dropping an activation before the coarsest score.
         skip_scales: Fixed factors on the maps of stride 16 and 8 before their scores; (0.01, 0.0001) for the published
             "at once" training, where the skips are learned together with the rest.
 
     Shape:
         features: a list of (B, C_i, H_i, W_i), finest first.
-        returns: (B, out_channels, h, w) at `finest_stride`, or at the coarsest map's stride where that is finer.
+        returns: (B, out_channels, h, w) at `finest_stride`, or at the coarsest map's stride where that is finer; at
+            stride 1 with `upsample_to_image` and from maps with margins.
 
     Raises:
-        ConfigurationError: If the encoder has no map of `finest_stride` although its coarsest is coarser.
+        ConfigurationError: If the encoder has no map of `finest_stride` although its coarsest is coarser; if there is
+            no such upsampling; if the maps' margins leave a border of the image without planes.
 
     Reference:
         Long, Shelhamer, Darrell. Fully Convolutional Networks for Semantic Segmentation. CVPR 2015. arXiv:1411.4038;
-        Shelhamer, Long, Darrell. PAMI 2017. arXiv:1605.06211. The border differs from the release: there 100 pixels of
-        padding and crops, here "same" padding and interpolation that repeats the border.
+        Shelhamer, Long, Darrell. PAMI 2017. arXiv:1605.06211. Deconvolutions have a kernel for each plane; Caffe's
+        blobs hold one for each pair, zero but for these. Without margins the planes' border is repeated where they are
+        upsampled, and does not fade.
 
     Example:
         >>> import torch
@@ -77,41 +107,53 @@ class FCNDecoder(Decoder):
         torch.Size([1, 21, 8, 12])
     """
 
+    reads_origins = True
+
     def __init__(
         self,
         spec: FeatureSpec,
         out_channels: int,
         finest_stride: Literal[32, 16, 8] = 8,
-        learn_upsampling: bool = False,
+        upsampling: Upsampling = "bilinear",
+        upsample_to_image: bool = False,
         hidden: int | None = None,
+        norm: Norm = "batch",
+        activation: Activation = "relu",
         dropout: float = 0.0,
         skip_scales: tuple[float, float] = (1.0, 1.0),
     ) -> None:
         super().__init__(spec, out_channels)
-        coarsest = spec.strides[-1]
         strides = _skip_strides(spec, finest_stride)
         # the deepest map of each stride: a dilated encoder has several of its coarsest
         self.skip_maps = [max(i for i, s in enumerate(spec.strides) if s == stride) for stride in strides]
-        self.hidden = nn.Identity() if hidden is None else ConvNormAct(spec.channels[-1], hidden)
+        crops, self.crop = _crops(spec, self.skip_maps, upsampling)
+        self.hidden = (
+            nn.Identity()
+            if hidden is None
+            else ConvNormAct(spec.channels[-1], hidden, norm=norm, activation=activation)
+        )
         self.dropout = nn.Dropout(dropout)
         self.score = _score(spec.channels[-1] if hidden is None else hidden, out_channels)
         scales = dict(zip((16, 8), skip_scales, strict=True))
         # by stride, so that the weights of a 32s load into a 16s and those into an 8s
-        self.skips = nn.ModuleDict(
-            {
-                str(stride): _Skip(
-                    spec.channels[i], out_channels, before // stride, scales.get(stride, 1.0), learn_upsampling
-                )
-                for before, stride, i in zip([coarsest, *strides], strides, self.skip_maps, strict=False)
-            }
-        )
+        self.skips = nn.ModuleDict()
+        before = spec.strides[-1]
+        for stride, i, crop in zip(strides, self.skip_maps, crops, strict=True):
+            scale = scales.get(stride, 1.0)
+            self.skips[str(stride)] = _Skip(spec.channels[i], out_channels, before // stride, scale, upsampling, crop)
+            before = stride
+        self.to_image = nn.ModuleDict()
+        if before > 1 and (upsample_to_image or self.crop is not None):
+            self.to_image[str(before)] = upsampling_layer(upsampling, out_channels, before, padded=self.crop is None)
 
     def forward(self, features: list[Tensor]) -> Tensor:
         """Maps, finest first, to planes."""
         planes: Tensor = self.score(self.dropout(self.hidden(features[-1])))
         for i, skip in zip(self.skip_maps, self.skips.values(), strict=True):
             planes = skip(planes, features[i])
-        return planes
+        for upsample in self.to_image.values():
+            planes = upsample(planes)
+        return planes if self.crop is None else planes[..., self.crop :, self.crop :]
 
 
 def _skip_strides(spec: FeatureSpec, finest: int) -> list[int]:
@@ -129,6 +171,35 @@ def _skip_strides(spec: FeatureSpec, finest: int) -> list[int]:
     return strides
 
 
+def _crops(spec: FeatureSpec, skips: list[int], upsampling: Upsampling) -> tuple[list[int | None], int | None]:
+    """Cells that each skip's map, and at last the planes, begin before what is added to them, and the image.
+
+    Found by following the pixel on which the planes' first cell is centred through the deconvolutions.
+    """
+    if not spec.origins:
+        return [None] * len(skips), None
+    crops: list[int | None] = []
+    stride, origin = spec.strides[-1], spec.origins[-1]
+    for i in skips:
+        finer = spec.strides[i]
+        origin -= unpadded_reach(upsampling, stride // finer) * finer
+        stride = finer
+        crops.append(_cells((origin - spec.origins[i]) / stride, spec))
+    origin -= unpadded_reach(upsampling, stride) if stride > 1 else 0
+    return crops, _cells(-origin, spec)
+
+
+def _cells(number: float, spec: FeatureSpec) -> int:
+    if number < 0 or number != int(number):
+        raise ConfigurationError(
+            f"FCNDecoder: the encoder's maps of strides {spec.strides} have first cells centred on pixels "
+            f"{spec.origins}. Its upsampled planes begin {abs(number):g} cells "
+            f"{'inside' if number < 0 else 'before'} what they should cover, and a crop of whole cells cannot mend "
+            "that. Set the encoder's `padded` to true, or take FCNVGGEncoder, whose margin is wide enough."
+        )
+    return int(number)
+
+
 class TorchvisionFCNDecoder(FCNDecoder):
     """torchvision's `FCNHead`: 3x3 convolution to a quarter of the channels, batch norm, ReLU, dropout, scores.
 
@@ -143,7 +214,7 @@ class TorchvisionFCNDecoder(FCNDecoder):
 
     Shape:
         features: a list of (B, C_i, H_i, W_i), finest first.
-        returns: (B, out_channels, H_last, W_last).
+        returns: (B, out_channels, H_last, W_last); from maps with margins, planes of stride 1.
 
     Reference:
         torchvision.models.segmentation.fcn.FCNHead (scores start at zero here, at random there).

@@ -46,8 +46,8 @@ class VGGEncoder(Encoder):
         fully_connected: Carries fc6 and fc7, each with ReLU and dropout, as convolutions; fc7 is the coarsest map. It
             takes the place of the fifth pooling's ("pool"), or follows the others ("conv"). 120 million parameters.
         padded: Whether fc6 is padded and keeps the size of its map. If not, its map has 6 cells less a side
-            (a single one for a 224 x 224 image, the classifier's own fc7) and begins 3 cells from the image's corner:
-            for decoders that know it, such as DeconvNet's.
+            (a single one for a 224 x 224 image, the classifier's own fc7) and begins 3 cells from the image's corner,
+            as `spec.origins` says: for decoders that know it, such as DeconvNet's.
         dropout: Share of the activations of fc6 and of fc7 that is dropped in training.
 
     Attributes:
@@ -107,6 +107,8 @@ class VGGEncoder(Encoder):
         self.classifier = _fully_connected(dilation, padded, dropout) if fully_connected else None
         self.window = 1 if padded else 1 + (_WINDOW - 1) * dilation
         self.spec = _spec(maps, output_stride, fully_connected)
+        if fully_connected and not padded:
+            self.spec = _without_padding(self.spec, dilation)
         self.load_report: LoadReport | None = None
         if weights is not None:
             keep = [key for key, given in (("mean", mean), ("std", std)) if given is not None]
@@ -190,3 +192,10 @@ def _spec(maps: VGGMaps, output_stride: int, fully_connected: bool) -> FeatureSp
         keep = 5 if maps == "conv" else 4
         channels, strides = [*channels[:keep], _HIDDEN], [*strides[:keep], output_stride]
     return FeatureSpec(tuple(channels), tuple(strides))
+
+
+def _without_padding(spec: FeatureSpec, dilation: int) -> FeatureSpec:
+    """The same maps, the last of them by an fc6 without padding, with the places of their first cells."""
+    *origins, last = ((stride - 1) / 2 for stride in spec.strides)
+    margin = dilation * (_WINDOW // 2) * spec.strides[-1]
+    return spec._replace(origins=(*origins, last + margin))
