@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from densepred.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from densepred.anatomy.checkerboard import checkerboard as checkerboard
+    from densepred.anatomy.checkerboards import checkerboard as checkerboard
     from densepred.anatomy.receptive_field import effective_receptive_fields as effective_receptive_fields
     from densepred.anatomy.receptive_field import theoretical_receptive_fields as theoretical_receptive_fields
     from densepred.anatomy.stages import Stage as Stage
@@ -18,7 +18,7 @@ __getattr__, __all__ = lazy_exports(
     {
         "Stage": "stages",
         "StepMemory": "step_memory",
-        "checkerboard": "checkerboard",
+        "checkerboard": "checkerboards",
         "effective_receptive_fields": "receptive_field",
         "step_memory": "step_memory",
         "theoretical_receptive_fields": "receptive_field",
