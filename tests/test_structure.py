@@ -15,7 +15,18 @@ PACKAGE = Path(densepred.__file__).parent
 # each room may import the rooms in the lines above its own (and, where listed, its own)
 FLOORS = [
     {"errors", "lazy", "__init__"},
-    {"features", "sample", "recipe", "blocks", "geometry", "plane_fit", "palettes", "schedules", "initialisers"},
+    {
+        "features",
+        "sample",
+        "recipe",
+        "blocks",
+        "geometry",
+        "plane_fit",
+        "palettes",
+        "schedules",
+        "initialisers",
+        "dense_block",
+    },
     {"losses", "metrics", "encoders", "decoders", "refine", "resume"},
     {"tasks", "network"},
     {"module", "torchvision_weights", "anatomy"},
