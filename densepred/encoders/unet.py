@@ -22,8 +22,9 @@ class UNetEncoder(Encoder):
     norm, the form in use today, or with `padded=False, norm="none"` here and `norm="none"` there the published one.
     That one mirrors the image by the margin its unpadded convolutions eat (92 pixels on each side for five levels,
     mirrored repeatedly where the image is smaller, and a few more at the right and the bottom up to the next size at
-    which every pooling finds an even map), so its planes have the image's size. Predictions of windows that start at
-    multiples of 16 pixels and are read with their own 92 pixels of image around them abut without seams.
+    which every pooling finds an even map), so its planes have the image's size. Whoever
+    predicts large images by windows cuts them at multiples of 16 pixels: from 112 pixels inside its border on, where
+    nothing mirrored is seen, a window's planes are the whole image's.
 
     Args:
         in_channels: Channels of the image.
