@@ -4,8 +4,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densepred.blocks import ConvNormAct
+from densepred.blocks import Activation, ConvNormAct, Norm
+from densepred.decoders.atrous import Convolutions, conv3x3, scaled_rates
 from densepred.decoders.base import Decoder
+from densepred.decoders.fpn import enlarged_to_image
 from densepred.features import FeatureSpec
 
 
@@ -31,17 +33,26 @@ class BatchNormOfFew(nn.BatchNorm2d):
 class ImagePooling(nn.Sequential):
     """The map's mean over the whole image, through a 1x1 convolution, at every cell.
 
+    Args:
+        in_channels: Channels of the map.
+        out_channels: Channels of its mean.
+        norm: Normalisation of the mean. Batch norm is `BatchNormOfFew`; a layer that would always see a single value
+            ("instance", "group" with a channel a group) is left out, as it would erase it.
+        activation: Nonlinearity after it.
+
     Shape:
         (B, in_channels, H, W) -> (B, out_channels, H, W).
     """
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(
-            nn.AdaptiveAvgPool2d(1),
-            nn.Conv2d(in_channels, out_channels, 1, bias=False),
-            BatchNormOfFew(out_channels),
-            nn.ReLU(inplace=True),
-        )
+    def __init__(
+        self, in_channels: int, out_channels: int, norm: Norm = "batch", activation: Activation = "relu"
+    ) -> None:
+        layers = ConvNormAct(in_channels, out_channels, 1, norm=norm, activation=activation)
+        if isinstance(layers[1], nn.GroupNorm) and layers[1].num_groups == layers[1].num_channels:
+            layers = ConvNormAct(in_channels, out_channels, 1, norm="none", activation=activation)
+        if isinstance(layers[1], nn.BatchNorm2d):
+            layers[1] = BatchNormOfFew(layers[1].num_features)
+        super().__init__(nn.AdaptiveAvgPool2d(1), *layers)
 
     def forward(self, feature: Tensor) -> Tensor:
         """The pooled map, repeated over the cells."""
@@ -61,26 +72,45 @@ class ASPP(nn.Module):
         in_channels: Channels of the map.
         width: Channels of each branch and of the result.
         dilations: Dilations of the 3x3 convolutions, in cells.
+        convolutions: How the 3x3 convolutions are built; see `conv3x3`.
+        norm: Normalisation after each convolution.
+        activation: Nonlinearity after it.
 
     Shape:
         (B, in_channels, H, W) -> (B, width, H, W).
     """
 
-    def __init__(self, in_channels: int, width: int, dilations: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        width: int,
+        dilations: tuple[int, ...],
+        convolutions: Convolutions = "dense",
+        norm: Norm = "batch",
+        activation: Activation = "relu",
+    ) -> None:
         super().__init__()
         self.convs = nn.ModuleList(
             [
-                ConvNormAct(in_channels, width, 1),
-                *(ConvNormAct(in_channels, width, 3, dilation=dilation) for dilation in dilations),
-                ImagePooling(in_channels, width),
+                ConvNormAct(in_channels, width, 1, norm=norm, activation=activation),
+                *(conv3x3(convolutions, in_channels, width, dilation, norm, activation) for dilation in dilations),
+                ImagePooling(in_channels, width, norm, activation),
             ]
         )
-        self.project = ConvNormAct(len(self.convs) * width, width, 1)
+        self.project = ConvNormAct(len(self.convs) * width, width, 1, norm=norm, activation=activation)
 
     def forward(self, feature: Tensor) -> Tensor:
         """The map, seen at several scales."""
         fused: Tensor = self.project(torch.cat([conv(feature) for conv in self.convs], dim=1))
         return fused
+
+
+def score_layer(in_channels: int, out_channels: int) -> nn.Conv2d:
+    """The release's last convolution: 1x1, from a normal distribution of deviation 0.01 cut off at two of them."""
+    score = nn.Conv2d(in_channels, out_channels, 1)
+    nn.init.trunc_normal_(score.weight, std=0.01, a=-0.02, b=0.02)
+    nn.init.zeros_(score.bias)  # type: ignore[arg-type]
+    return score
 
 
 class DeepLabV3Decoder(Decoder):
@@ -98,15 +128,26 @@ class DeepLabV3Decoder(Decoder):
         rates: Dilations of the 3x3 branches at stride 16.
         width: Channels of each branch and after the fusion.
         dropout: Probability of dropping an activation after the fusion.
-        refine: Add a 3x3 convolution with batch norm and ReLU before the last one (torchvision does).
+        refine: Add a 3x3 convolution with norm and activation before the last one (torchvision does).
+        norm: Normalisation after each convolution.
+        activation: Nonlinearity after it.
+        align_corners: Enlarge the planes to the image's own size with the centres of the corner cells in the corner
+            pixels, as the release and segmentation_models_pytorch do. It fits images of 8 n + 1 pixels, such as the
+            release's 513; on the multiples that the network pads to it moves what lies near the border by up to half a
+            cell.
 
     Shape:
         features: a list of (B, C_i, H_i, W_i), finest first.
-        returns: (B, out_channels, H_last, W_last).
+        returns: (B, out_channels, H_last, W_last); at stride 1 with `align_corners`.
+
+    Raises:
+        ConfigurationError: If there are no rates, or one below 1.
 
     Reference:
         Chen, Papandreou, Schroff, Adam. Rethinking Atrous Convolution for Semantic Image Segmentation. 2017.
-        arXiv:1706.05587. Without multi-grid, which is a matter of the encoder.
+        arXiv:1706.05587. The multi-grid is the encoder's: `ResNetEncoder(multi_grid=(1, 2, 4))`.
+        With `refine=True, align_corners=True` on `ResNetEncoder("resnet34", output_stride=8, multi_grid=(1, 1, 1))` it
+        is segmentation_models_pytorch's `DeepLabV3("resnet34")`.
 
     Example:
         >>> decoder = DeepLabV3Decoder(FeatureSpec((512,), (8,)), out_channels=21, width=8)
@@ -122,21 +163,22 @@ class DeepLabV3Decoder(Decoder):
         width: int = 256,
         dropout: float = 0.1,
         refine: bool = False,
+        norm: Norm = "batch",
+        activation: Activation = "relu",
+        align_corners: bool = False,
     ) -> None:
         super().__init__(spec, out_channels)
-        dilations = tuple(max(1, round(rate * 16 / spec.strides[-1])) for rate in rates)
-        self.aspp = ASPP(spec.channels[-1], width, dilations)
+        dilations = scaled_rates(rates, 16, spec)
+        self.aspp = ASPP(spec.channels[-1], width, dilations, norm=norm, activation=activation)
         self.dropout = nn.Dropout(dropout)
-        self.refine = ConvNormAct(width, width, 3) if refine else nn.Identity()
-        self.score = nn.Conv2d(width, out_channels, 1)
-        nn.init.trunc_normal_(self.score.weight, std=0.01)
-        if self.score.bias is not None:
-            nn.init.zeros_(self.score.bias)
+        self.refine = ConvNormAct(width, width, 3, norm=norm, activation=activation) if refine else nn.Identity()
+        self.score = score_layer(width, out_channels)
+        self.align_corners = align_corners
 
     def forward(self, features: list[Tensor]) -> Tensor:
         """Maps, finest first, to planes."""
         planes: Tensor = self.score(self.refine(self.dropout(self.aspp(features[-1]))))
-        return planes
+        return enlarged_to_image(planes, self.spec.strides[-1]) if self.align_corners else planes
 
 
 class TorchvisionDeepLabV3Decoder(DeepLabV3Decoder):

@@ -10,6 +10,7 @@ from torchvision.models import get_model
 from densepred.encoders.base import Encoder
 from densepred.encoders.loading import LoadReport, load_pretrained
 from densepred.encoders.options import OutputStride, check_choice
+from densepred.errors import ConfigurationError
 from densepred.features import FeatureSpec
 
 ResNetName = Literal[
@@ -32,7 +33,8 @@ class ResNetEncoder(Encoder):
     The tensors have torchvision's names, so any of its state dicts loads by keys. Where `output_stride` takes a stage's
     stride away, the convolutions after it are dilated instead: at every second row and column the dilated maps equal
     the strided ones (of an image whose sides are multiples of 32). For Bottleneck networks that is torchvision's
-    `replace_stride_with_dilation`; BasicBlock networks (18, 34) follow the same rule.
+    `replace_stride_with_dilation`; BasicBlock networks (18, 34) follow the same rule. With `multi_grid` it is DeepLab's
+    rule instead, whose maps are no longer the strided ones.
 
     Args:
         name: torchvision's name of the network.
@@ -45,6 +47,11 @@ class ResNetEncoder(Encoder):
         mean: Mean of each channel, of an image in [0, 1]; by default that of all of torchvision's ImageNet weights.
         std: As `mean`.
         output_stride: Stride of the coarsest map: 32, or 16 or 8 by dilation.
+        multi_grid: Factors on the dilation of the last stage's blocks, a number a block: (1, 2, 4) in DeepLab v3, which
+            dilates them by 2, 4, 8 at `output_stride` 16 and by 4, 8, 16 at 8. All convolutions of a dilated stage then
+            have their block's dilation; (1, 1, 1) is that rule without a grid, as in DeepLab v2 and
+            segmentation_models_pytorch. None is torchvision's rule: a dilated stage's first convolution, which reads
+            the finer map, keeps the dilation of the stage before.
 
     Attributes:
         load_report: What became of each tensor of the weights; None without weights.
@@ -55,7 +62,8 @@ class ResNetEncoder(Encoder):
             1/32 of the size, rounded up, none coarser than `output_stride`.
 
     Raises:
-        ConfigurationError: If there is no such network or output stride.
+        ConfigurationError: If there is no such network or output stride; if `multi_grid` is given without dilation, or
+            for another number of blocks.
         WeightsError: If the weights cannot be found, downloaded or read, or do not fit at all.
 
     Reference:
@@ -63,6 +71,8 @@ class ResNetEncoder(Encoder):
         Xie et al. Aggregated Residual Transformations for Deep Neural Networks. CVPR 2017. arXiv:1611.05431.
         Zagoruyko, Komodakis. Wide Residual Networks. BMVC 2016. arXiv:1605.07146.
         Yu, Koltun, Funkhouser. Dilated Residual Networks. CVPR 2017. arXiv:1705.09914 (the dilation).
+        Chen, Papandreou, Schroff, Adam. Rethinking Atrous Convolution for Semantic Image Segmentation. 2017.
+        arXiv:1706.05587 (the multi-grid; its release has a stem of three 3x3 convolutions, here one 7x7).
 
     Example:
         >>> import torch
@@ -81,6 +91,7 @@ class ResNetEncoder(Encoder):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         output_stride: OutputStride = 32,
+        multi_grid: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__(in_channels, mean, std)
         check_choice(type(self).__name__, "name", name, get_args(ResNetName))
@@ -95,11 +106,15 @@ class ResNetEncoder(Encoder):
             channels=(64, coarsest // 8, coarsest // 4, coarsest // 2, coarsest),
             strides=(2, 4, *(min(stride, output_stride) for stride in (8, 16, 32))),
         )
+        if multi_grid is not None:
+            _check_grid(multi_grid, name, len(self.layer4), output_stride)
         dilation = 1
         for stage, stride in ((self.layer3, 16), (self.layer4, 32)):
             if stride > output_stride:
                 _dilate(stage, dilation)
                 dilation *= 2
+                if multi_grid is not None:
+                    _dilate_blocks(stage, dilation, multi_grid if stage is self.layer4 else (1,) * len(stage))
         self.load_report: LoadReport | None = None
         if weights is not None:
             keep = [key for key, given in (("mean", mean), ("std", std)) if given is not None]
@@ -122,12 +137,40 @@ def _input_convolution(in_channels: int) -> nn.Conv2d:
     return convolution
 
 
+def _check_grid(multi_grid: tuple[int, ...], name: str, blocks: int, output_stride: int) -> None:
+    if output_stride == 32 and set(multi_grid) != {1}:
+        raise ConfigurationError(
+            f"ResNetEncoder: multi_grid {tuple(multi_grid)} multiplies the dilation of the last stage, which has none "
+            "at output_stride 32. Set output_stride to 16 or 8, or leave multi_grid out."
+        )
+    if len(multi_grid) != blocks or min(multi_grid) < 1:
+        raise ConfigurationError(
+            f"ResNetEncoder: multi_grid is {tuple(multi_grid)}; the last stage of {name} has {blocks} blocks. Give "
+            f"{blocks} numbers, 1 or more, such as {tuple(2**i for i in range(blocks))}."
+        )
+
+
+def _spatial(module: nn.Module) -> list[nn.Conv2d]:
+    """The convolutions that look beyond a cell."""
+    convolutions = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
+    return [convolution for convolution in convolutions if convolution.kernel_size != (1, 1)]
+
+
+def _set_dilation(module: nn.Module, dilations: list[int]) -> None:
+    """Gives the module's spatial convolutions their dilations, and the padding that keeps the size."""
+    for convolution, dilation in zip(_spatial(module), dilations, strict=True):
+        convolution.dilation = convolution.padding = (dilation, dilation)
+
+
 def _dilate(stage: nn.Module, dilation: int) -> None:
     """Takes a stage's stride away; `dilation` is that of the stage before."""
-    convolutions = [module for module in stage.modules() if isinstance(module, nn.Conv2d)]
-    spatial = [convolution for convolution in convolutions if convolution.kernel_size != (1, 1)]
-    for convolution in convolutions:
+    for convolution in (layer for layer in stage.modules() if isinstance(layer, nn.Conv2d)):
         convolution.stride = (1, 1)
     # the first had the stride and reads the map before it; the others read a map that was half the size
-    for convolution, rate in zip(spatial, [dilation] + [2 * dilation] * (len(spatial) - 1), strict=True):
-        convolution.dilation = convolution.padding = (rate, rate)
+    _set_dilation(stage, [dilation] + [2 * dilation] * (len(_spatial(stage)) - 1))
+
+
+def _dilate_blocks(stage: nn.Sequential, dilation: int, factors: tuple[int, ...]) -> None:
+    """Gives all convolutions of a block `dilation` times the block's factor."""
+    for block, factor in zip(stage, factors, strict=True):
+        _set_dilation(block, [dilation * factor] * len(_spatial(block)))
