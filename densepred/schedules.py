@@ -5,6 +5,8 @@ import math
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from densepred.errors import ConfigurationError
+
 
 class PolyLR(LambdaLR):
     """lr = base * (1 - step / total) ** power, after a linear warm-up.
@@ -27,6 +29,34 @@ class PolyLR(LambdaLR):
             return math.pow(max(0.0, 1.0 - done), power)
 
         super().__init__(optimizer, factor)
+
+
+class ExponentialDecay(LambdaLR):
+    """lr = base * factor ** floor(step / every): a staircase that ends where training does, not at a given rate.
+
+    Args:
+        optimizer: Each group keeps its own base rate.
+        total_steps: Given by the trainer; not used.
+        factor: What the rate is multiplied by.
+        every: After so many steps, again and again; for a paper's epochs the steps of one (images / batch size).
+
+    Reference:
+        Jégou et al. The One Hundred Layers Tiramisu. CVPR Workshops 2017. arXiv:1611.09326 (0.995 an epoch).
+
+    Example:
+        >>> import torch
+        >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+        >>> schedule = ExponentialDecay(optimizer, total_steps=100, factor=0.5, every=2)
+        >>> [(optimizer.step(), schedule.step(), optimizer.param_groups[0]["lr"])[2] for _ in range(5)]
+        [1.0, 0.5, 0.5, 0.25, 0.25]
+    """
+
+    def __init__(self, optimizer: Optimizer, total_steps: int, factor: float = 0.995, every: int = 1) -> None:
+        if factor <= 0 or every < 1:
+            raise ConfigurationError(
+                f"ExponentialDecay: factor is {factor}, every {every}; expected a factor above 0, and 1 or more steps."
+            )
+        super().__init__(optimizer, lambda step: factor ** (step // every))
 
 
 class OneCycle(LambdaLR):

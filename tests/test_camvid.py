@@ -1,8 +1,11 @@
 """CamVid: SegNet's layout, its lists of two kinds, and the real frames."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from densepred.data.camvid import CAMVID_CLASSES, CamVid, CamVidDataModule
@@ -105,6 +108,13 @@ def test_an_id_above_void_is_an_error(tmp_path):
 
 def test_every_class_has_a_colour_of_its_own():
     assert len({tuple(colour) for colour in CAMVID_PALETTE}) == len(CAMVID_CLASSES) == 11
+
+
+@pytest.mark.parametrize("number", [56, 67, 103])
+def test_the_experiments_hold_the_classes_and_colours(number):
+    path = Path(__file__).parents[1] / "experiments" / f"camvid_fcdensenet{number}.yaml"
+    (task,) = yaml.safe_load(path.read_text())["model"]["init_args"]["tasks"]
+    assert task["init_args"] == {"classes": CAMVID_CLASSES, "palette": CAMVID_PALETTE}
 
 
 def test_real_frames_pass_the_check_and_hold_segnets_split_and_the_published_order(real_data):

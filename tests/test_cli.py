@@ -197,12 +197,15 @@ def test_every_experiment_trains_a_few_steps_on_tiny_data(path, tmp_path, monkey
     small = {"limit_train_batches": 2, "limit_val_batches": 1, "max_epochs": 1, "accelerator": "cpu",
              "precision": "32-true", "enable_progress_bar": False, "enable_model_summary": False}  # fmt: skip
     arguments = [f"--trainer.{key}={value}" for key, value in small.items()]
-    if "rooms" not in path.stem:
+    if "weights: imagenet" in path.read_text():
         arguments += ["--model.encoder.weights=null"]
+    if "rooms" not in path.stem:
         crop = [{"class_path": "ScaleCrop", "init_args": {"size": [64, 64]}}, {"class_path": "FlipLeftRight"}]
         arguments += [f"--data.train_transforms={crop}"]
     if "voc" in path.stem:
         arguments += [f"--data.root={fakes.write_voc(tmp_path)}"]
+    if "camvid" in path.stem:
+        arguments += [f"--data.root={fakes.write_camvid(tmp_path)}"]
     if "nyu" in path.stem:
         arguments += [f"--data.root={fakes.write_nyu(tmp_path / 'nyu', train=6, size=(480, 640))}"]
     data = ["--data.batch_size=2", "--data.eval_batch_size=1", "--data.num_workers=0"]

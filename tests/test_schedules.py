@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from densepred.schedules import OneCycle, PolyLR
+from densepred.errors import ConfigurationError
+from densepred.schedules import ExponentialDecay, OneCycle, PolyLR
 
 
 def rates(schedule, optimizer, steps):
@@ -32,6 +33,21 @@ def test_warm_up_rises_linearly_to_the_base_rate():
     optimizer = two_groups()
     seen = rates(PolyLR(optimizer, total_steps=20, warmup_steps=4), optimizer, 5)
     assert [row[1] for row in seen] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+
+
+def test_exponential_decay_equals_torchs_stepped_once_an_epoch():
+    optimizer = two_groups()
+    ours = rates(ExponentialDecay(optimizer, total_steps=21, factor=0.9, every=7), optimizer, 21)
+    reference = two_groups()
+    theirs = rates(torch.optim.lr_scheduler.ExponentialLR(reference, gamma=0.9), reference, 3)
+    for row, expected in zip(ours, [row for row in theirs for _ in range(7)], strict=True):
+        assert row == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("options", [{"factor": 0.0}, {"every": 0}])
+def test_exponential_decay_refuses_what_is_no_decay(options):
+    with pytest.raises(ConfigurationError, match="expected a factor above 0, and 1 or more steps"):
+        ExponentialDecay(two_groups(), 10, **options)
 
 
 def test_one_cycle_equals_torch_for_one_group_and_keeps_the_ratio_of_two():
