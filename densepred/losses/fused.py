@@ -13,13 +13,15 @@ from densepred.losses.masked import without_autocast
 from densepred.losses.segmentation import cross_entropy, known_labels
 
 
-def upsampled_cross_entropy(planes: Tensor, target: Tensor, class_weights: Tensor | None = None) -> Tensor:
+def upsampled_cross_entropy(
+    planes: Tensor, target: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0
+) -> Tensor:
     """Cross-entropy of planes upsampled (bilinear) to the labels' size: the same number and gradient, much cheaper.
 
-    Equal to `cross_entropy(F.interpolate(planes, target.shape[1:], mode="bilinear"), target, class_weights)`. That
-    writes the logits of full resolution, their softmax and both gradients to memory. Here a band of rows at a time is
-    upsampled; softmax minus one-hot, the gradient of the logits, is made in its place, and goes straight back through
-    the transposed interpolation. The gradient is thus known at the end of the forward pass, at the size of `planes`.
+    Equal to `cross_entropy(F.interpolate(planes, target.shape[1:], mode="bilinear"), target, ...)`. That writes the
+    logits of full resolution, their softmax and both gradients to memory. Here a band of rows at a time is upsampled;
+    softmax minus truth, the gradient of the logits, is made in its place, and goes straight back through the transposed
+    interpolation. The gradient is thus known at the end of the forward pass, at the size of `planes`.
 
     Missing labels give exactly zero gradient; without any valid pixel the loss is 0. Computed in float32 under
     autocast, without device synchronisation, and, unlike torch's backward of bilinear interpolation on CUDA,
@@ -29,6 +31,7 @@ def upsampled_cross_entropy(planes: Tensor, target: Tensor, class_weights: Tenso
         planes: Logits at any stride, which cover exactly what the labels cover.
         target: Labels, of any integer dtype.
         class_weights: One factor a class.
+        label_smoothing: Share of the truth that is spread over all classes.
 
     Shape:
         planes: (B, C, h, w).
@@ -49,21 +52,23 @@ def upsampled_cross_entropy(planes: Tensor, target: Tensor, class_weights: Tenso
             f"({planes.shape[0]}, H, W); got {tuple(target.shape)}."
         )
     if planes.shape[2:] == target.shape[1:]:
-        return cross_entropy(planes, target, class_weights)  # there is nothing to save
+        return cross_entropy(planes, target, class_weights, label_smoothing)  # there is nothing to save
     known, alarm = known_labels(target, planes.shape[1])
     planes = full_precision(planes)
     weights = None if class_weights is None else class_weights.to(planes)
     with without_autocast(planes):
-        loss: Tensor = _UpsampledCrossEntropy.apply(planes, target, known, weights)
+        loss: Tensor = _UpsampledCrossEntropy.apply(planes, target, known, weights, label_smoothing)
     return loss + alarm
 
 
 class _UpsampledCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, planes: Tensor, target: Tensor, known: Tensor, class_weights: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, planes: Tensor, target: Tensor, known: Tensor, class_weights: Tensor | None, smoothing: float
+    ) -> Tensor:
         bands = Bands(planes.detach(), (target.shape[1], target.shape[2]))
         gradient = torch.empty_like(planes) if ctx.needs_input_grad[0] else None
-        sums = [_group(bands, images, target, known, class_weights, gradient) for images in bands.groups]
+        sums = [_group(bands, images, target, known, class_weights, smoothing, gradient) for images in bands.groups]
         loss, total = torch.stack(sums).sum(0).unbind()
         # not clamp: class weights may be small
         total = torch.where(total > 0, total, 1)
@@ -73,13 +78,19 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_output, None, None, None
+        return gradient * grad_output, None, None, None, None
 
 
 def _group(
-    bands: Bands, images: slice, target: Tensor, known: Tensor, class_weights: Tensor | None, gradient: Tensor | None
+    bands: Bands,
+    images: slice,
+    target: Tensor,
+    known: Tensor,
+    class_weights: Tensor | None,
+    smoothing: float,
+    gradient: Tensor | None,
 ) -> Tensor:
     """Summed loss and summed weight (2,) of some images, whose gradient is written into `gradient`."""
     wide = bands.widen(images)
@@ -88,8 +99,10 @@ def _group(
     for block, band in bands.over(wide):
         index, weight = (labels[images, block.pixels].transpose(0, 1).unsqueeze(2) for labels in (target, known))
         index = torch.where(weight, index, 0).long()
+        spread = _spread(weight.to(band.dtype), class_weights, smoothing, band) if smoothing else None
         weight = weight.to(band.dtype) * (1.0 if class_weights is None else class_weights[index])
-        sums.append(torch.stack([_softmax_minus_one_hot_(band, index, weight), weight.sum()]))
+        loss = _softmax_minus_truth_(band, index, weight * (1 - smoothing), spread)
+        sums.append(torch.stack([loss, weight.sum()]))
         if wide_gradient is not None:
             wide_gradient.flatten(1)[block.cells].addmm_(block.weights.T, band.flatten(1))
     if gradient is not None and wide_gradient is not None:
@@ -97,18 +110,35 @@ def _group(
     return torch.stack(sums).sum(0)
 
 
-def _softmax_minus_one_hot_(logits: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+def _spread(known: Tensor, class_weights: Tensor | None, smoothing: float, band: Tensor) -> Tensor:
+    """The smoothed part of the truth: how much of every class a known pixel is (r, G, C, W)."""
+    share = smoothing / band.shape[2]
+    if class_weights is None:
+        return (known * share).expand_as(band)
+    return known * share * class_weights.view(-1, 1)
+
+
+def _softmax_minus_truth_(logits: Tensor, index: Tensor, weight: Tensor, spread: Tensor | None) -> Tensor:
     """Turns logits (r, G, C, W) in place into the gradient of their weighted cross-entropy, which is returned.
 
     Shape:
         index: (r, G, 1, W), the true class.
-        weight: (r, G, 1, W), 0 where it is missing.
+        weight: (r, G, 1, W), how much of it there is, 0 where it is missing.
+        spread: (r, G, C, W), how much of every class there is besides.
     """
     logits.sub_(logits.amax(2, keepdim=True))
     true = logits.gather(2, index)
+    smoothed: Tensor | float = 0.0 if spread is None else (logits * spread).sum()
     total = logits.exp_().sum(2, keepdim=True)
     loss = (total.log() - true).mul_(weight).sum()
-    logits.mul_(weight / total)
+    mass = weight
+    if spread is not None:
+        spread_mass = spread.sum(2, keepdim=True)
+        loss += (total.log() * spread_mass).sum() - smoothed
+        mass = weight + spread_mass
+    logits.mul_(mass / total)
     # scatter_ of distinct places is deterministic, scatter_add_ is refused where determinism is asked for
     logits.scatter_(2, index, logits.gather(2, index) - weight)
+    if spread is not None:
+        logits.sub_(spread)
     return loss

@@ -9,6 +9,36 @@ from densepred.losses.masked import mean_over_valid, require_same_size
 from densepred.sample import valid_normals
 
 
+def known_normals(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Output and target in full precision, (0, 0, -1) where the target is missing; and where it is known (B, H, W)."""
+    valid = valid_normals(target)
+    facing = torch.tensor([0.0, 0.0, -1.0], device=target.device).view(3, 1, 1)
+    known = valid.unsqueeze(-3)
+    return torch.where(known, full_precision(output), facing), torch.where(known, full_precision(target), facing), valid
+
+
+def _shortened(output: Tensor) -> Tensor:
+    """Vectors of at most length 1: a shorter one is left as it is.
+
+    Dividing by a length near 0 would make the gradient explode.
+    """
+    length: Tensor = torch.linalg.vector_norm(output, dim=-3, keepdim=True)
+    return output / length.clamp(min=1)
+
+
+def angle_between(output: Tensor, target: Tensor) -> Tensor:
+    """Angles in radians, 2 atan2(|o - t|, |o + t|), to unit vectors t (..., 3, H, W); see `AngularLoss`.
+
+    Example:
+        >>> right, down = torch.tensor([1.0, 0.0, 0.0]).view(3, 1, 1), torch.tensor([0.0, 1.0, 0.0]).view(3, 1, 1)
+        >>> angle_between(right, down).rad2deg().flatten()
+        tensor([90.])
+    """
+    output = _shortened(output)
+    apart, together = (torch.linalg.vector_norm(output + sign * target, dim=-3) for sign in (-1, 1))
+    return 2 * torch.atan2(apart, together)
+
+
 def cosine_loss(output: Tensor, target: Tensor) -> Tensor:
     """Mean of 1 - cos(angle) over the pixels whose normal is known; see `CosineLoss`.
 
@@ -18,13 +48,8 @@ def cosine_loss(output: Tensor, target: Tensor) -> Tensor:
         (0.0, 2.0)
     """
     require_same_size("CosineLoss", output, target)
-    valid = valid_normals(target)
-    known = valid.unsqueeze(-3)
-    output = torch.where(known, full_precision(output), 0)
-    target = torch.where(known, full_precision(target), 0)
-    # an output that is no longer than 1 is left as it is: dividing by a length near 0 would make the gradient explode
-    length = torch.linalg.vector_norm(output, dim=-3, keepdim=True).clamp(min=1)
-    cosine = (output / length * target).sum(-3)
+    output, target, valid = known_normals(output, target)
+    cosine = (_shortened(output) * target).sum(-3)
     return mean_over_valid(torch.where(valid, 1 - cosine, 0), valid)
 
 
@@ -52,3 +77,61 @@ class CosineLoss(Loss):
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """Normals and true normals to a scalar."""
         return cosine_loss(output, target)
+
+
+class AngularLoss(Loss):
+    """Mean angle between predicted and true normal, in radians: 0 aligned, pi / 2 orthogonal, pi opposite.
+
+    What `mean_angle` measures (there in degrees). Its gradient is as long for a small error as for a large one, so it
+    is more robust than `CosineLoss`, and less smooth at the end.
+
+    acos of the cosine has an infinite gradient at 0 and 180 degrees and no digits near them. The angle is
+    2 atan2(|o - t|, |o + t|) instead (Kahan): exact at every angle, with a gradient of 0 where output and target are
+    aligned or opposite, and of at most 2 / (number of valid pixels) anywhere, a zero output included. As in
+    `CosineLoss` a longer output is shortened to length 1, and a shorter one, which the task does not make, is taken as
+    it is: its angle is drawn towards 90 degrees.
+
+    Missing normals (the zero vector, or one that is not finite) give exactly zero gradient; without any valid pixel the
+    loss is 0. Computed in float32 under autocast.
+
+    Shape:
+        output: (B, 3, H, W), unit vectors.
+        target: the same.
+
+    Example:
+        >>> facing = torch.tensor([0.0, 0.0, -1.0]).view(1, 3, 1, 1)
+        >>> AngularLoss()(-facing, facing)
+        tensor(3.1416)
+    """
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        """Normals and true normals to a scalar."""
+        require_same_size("AngularLoss", output, target)
+        output, target, valid = known_normals(output, target)
+        return mean_over_valid(torch.where(valid, angle_between(output, target), 0), valid)
+
+
+class NormalsL2Loss(Loss):
+    """Mean squared distance |o - t|^2 between predicted and true normal, over the valid pixels.
+
+    Summed over x, y and z: 0 aligned, 2 orthogonal, 4 opposite. For unit vectors it is twice `CosineLoss`; of other
+    lengths it says that they should be units.
+
+    Missing normals (the zero vector, or one that is not finite) give exactly zero gradient; without any valid pixel the
+    loss is 0. Computed in float32 under autocast.
+
+    Shape:
+        output: (B, 3, H, W), unit vectors.
+        target: the same.
+
+    Example:
+        >>> facing = torch.tensor([0.0, 0.0, -1.0]).view(1, 3, 1, 1)
+        >>> NormalsL2Loss()(-facing, facing)
+        tensor(4.)
+    """
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        """Normals and true normals to a scalar."""
+        require_same_size("NormalsL2Loss", output, target)
+        output, target, valid = known_normals(output, target)
+        return mean_over_valid((output - target).square().sum(-3), valid)

@@ -44,7 +44,9 @@ def known_labels(labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     return known & ~strange, torch.where(any_strange, math.nan, 0.0)
 
 
-def cross_entropy(output: Tensor, target: Tensor, class_weights: Tensor | None = None) -> Tensor:
+def cross_entropy(
+    output: Tensor, target: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0
+) -> Tensor:
     """Mean of -ln softmax(output)[target] over the known labels; see `CrossEntropyLoss`.
 
     Example:
@@ -60,7 +62,9 @@ def cross_entropy(output: Tensor, target: Tensor, class_weights: Tensor | None =
         total_weight = torch.where(known, class_weights[index.clamp(min=0)], 0).sum()
     else:
         total_weight = known.sum()
-    loss = F.cross_entropy(output, index, class_weights, ignore_index=-1, reduction="sum")
+    loss = F.cross_entropy(
+        output, index, class_weights, ignore_index=-1, reduction="sum", label_smoothing=label_smoothing
+    )
     # not clamp: class weights may be small
     return loss / torch.where(total_weight > 0, total_weight, 1) + alarm
 
@@ -77,21 +81,29 @@ def require_label_size(loss: str, output: Tensor, target: Tensor) -> None:
 class CrossEntropyLoss(Loss):
     """Softmax cross-entropy of labels: mean of -ln p(true class) over the known pixels.
 
-    With class weights w it is the weighted mean, sum w[t] * -ln p(t) / sum w[t], as in torch.
+    With class weights w it is the weighted mean, sum w[t] * -ln p(t) / sum w[t], as in torch. With label smoothing e
+    the truth is 1 - e the true class and e the mean over all C classes, also as in torch: a pixel's loss is
+    (1 - e) w[t] * -ln p(t) + e / C * sum over classes c of w[c] * -ln p(c).
 
     Missing labels (255 in uint8, negative in wider integers) give exactly zero gradient; without any valid pixel the
     loss is 0, where torch's is NaN. Computed in float32 under autocast.
 
     Args:
         class_weights: One factor a class; none means equal weights.
+        label_smoothing: Share of the truth that is spread over all classes, from 0 to 1.
 
     Shape:
         output: (B, C, H, W), logits.
         target: (B, H, W), class indices of any integer dtype.
 
     Raises:
+        ConfigurationError: If a weight is negative or not finite, or the smoothing is no share.
         DataError: If a label is neither a class nor missing (labels on the CPU; on an accelerator, where looking would
             stall every step, the loss is NaN and its gradient that of the other pixels).
+
+    Reference:
+        Szegedy et al. Rethinking the Inception Architecture for Computer Vision. CVPR 2016. arXiv:1512.00567 (label
+        smoothing).
 
     Example:
         >>> CrossEntropyLoss()(torch.zeros(1, 4, 1, 2), torch.tensor([[[3, 255]]])).exp()
@@ -100,13 +112,18 @@ class CrossEntropyLoss(Loss):
 
     class_weights: Tensor | None
 
-    def __init__(self, class_weights: list[float] | None = None) -> None:
+    def __init__(self, class_weights: list[float] | None = None, label_smoothing: float = 0.0) -> None:
         super().__init__()
-        _register_weights(self, "class_weights", class_weights)
+        if not 0 <= label_smoothing <= 1:
+            raise ConfigurationError(
+                f"CrossEntropyLoss: label_smoothing is a share, from 0 to 1; got {label_smoothing}."
+            )
+        register_weights(self, "class_weights", class_weights)
+        self.label_smoothing = label_smoothing
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """Logits and labels to a scalar."""
-        return cross_entropy(output, target, self.class_weights)
+        return cross_entropy(output, target, self.class_weights, self.label_smoothing)
 
 
 def binary_cross_entropy(output: Tensor, target: Tensor, positive_weights: Tensor | None = None) -> Tensor:
@@ -152,14 +169,14 @@ class BinaryCrossEntropyLoss(Loss):
 
     def __init__(self, positive_weights: list[float] | None = None) -> None:
         super().__init__()
-        _register_weights(self, "positive_weights", positive_weights)
+        register_weights(self, "positive_weights", positive_weights)
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """Logits and answers to a scalar."""
         return binary_cross_entropy(output, target, self.positive_weights)
 
 
-def _register_weights(loss: Loss, name: str, weights: list[float] | None) -> None:
+def register_weights(loss: Loss, name: str, weights: list[float] | None) -> None:
     """A buffer that follows the loss to its device; checkpoints hold the argument, not the buffer."""
     if weights is not None and not all(math.isfinite(weight) and weight >= 0 for weight in weights):
         raise ConfigurationError(f"{type(loss).__name__}: {name} must be finite and at least 0; got {weights}.")

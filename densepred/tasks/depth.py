@@ -10,6 +10,7 @@ from torchmetrics import Metric
 from densepred.errors import ConfigurationError
 from densepred.losses.base import Loss
 from densepred.losses.depth import L2Loss
+from densepred.losses.ordinal import OrdinalLoss, ordinal_depth
 from densepred.metrics.depth import Average, DepthMetrics, Protocol
 from densepred.sample import Kind, valid_depth
 from densepred.tasks.base import Task
@@ -22,7 +23,7 @@ _LOG_BOUND = 10.0
 
 
 class Depth(Task):
-    """Metric depth from one plane.
+    """Metric depth from one plane, or from ordered questions.
 
     The output, which losses and metrics see, is in metres and above 0 in either form of the plane p:
 
@@ -34,11 +35,16 @@ class Depth(Task):
     A plane of zeros, as a fresh decoder yields about, is a depth of `typical` everywhere, and changes of p of order 1
     are changes of depth of order `typical`: the same initialisation fits rooms and streets.
 
+    With `bins` depth is ordinal: the range from `min_depth` to `max_depth` is cut into bins that grow with depth, plane
+    k asks whether it is deeper than the end of bin k, the output is the planes themselves (logits), `OrdinalLoss` is
+    the loss, and the prediction the middle of the bin that the answers lead to. `typical` then plays no part.
+
     Missing depth (0, negative, not finite) neither trains nor counts, and is drawn grey.
 
     Args:
         name: Sample key, output key and metric prefix.
-        loss: Takes output and target in metres; squared error by default, of logarithms with `log`.
+        loss: Takes output and target in metres; squared error by default, of logarithms with `log`. With `bins` an
+            `OrdinalLoss` of the same range, which is the default there.
         weight: Factor of its loss in the sum over tasks.
         log: The plane is log depth.
         typical: A depth in metres in the middle of what the data holds; 2.5 for rooms, about 15 for streets.
@@ -46,13 +52,15 @@ class Depth(Task):
         max_depth: Metres; true depth beyond it is not scored (it does train), predictions beyond it are scored as it.
         protocol: Which part of a 480 x 640 NYU picture is scored, see `DepthMetrics`.
         average: Whether errors are averaged within images first, or over all pixels.
+        bins: Number of bins, and planes, of ordinal depth (DORN: 68 for NYU, 80 for KITTI); none means metres.
 
     Shape:
-        planes: (B, 1, H, W).
-        output, prediction, target: (B, 1, H, W), metres.
+        planes: (B, 1, H, W), or (B, bins, H, W).
+        output: the same; metres, or logits of the questions.
+        prediction, target: (B, 1, H, W), metres.
 
     Raises:
-        ConfigurationError: If the limits and `typical` are not in order.
+        ConfigurationError: If the limits and `typical` are not in order, or bins and loss don't fit together.
 
     Example:
         >>> Depth().activate(torch.zeros(1, 1, 1, 1)).item()
@@ -74,14 +82,19 @@ class Depth(Task):
         max_depth: float = 10.0,
         protocol: Protocol = "none",
         average: Average = "image",
+        bins: int | None = None,
     ) -> None:
-        super().__init__(name, 1, L2Loss(log=log) if loss is None else loss, weight)
+        if loss is None:
+            loss = L2Loss(log=log) if bins is None else OrdinalLoss(min_depth, max_depth)
+        _check_bins(bins, loss, log, (min_depth, max_depth))
+        super().__init__(name, bins or 1, loss, weight)
         if not 0 < min_depth < typical < max_depth:
             raise ConfigurationError(
                 f"Depth: expected 0 < min_depth < typical < max_depth (metres); got {min_depth}, {typical} and "
                 f"{max_depth}."
             )
         self.log = log
+        self.bins = bins
         self.typical = typical
         self.min_depth = min_depth
         self.max_depth = max_depth
@@ -89,7 +102,9 @@ class Depth(Task):
         self.average = average
 
     def activate(self, planes: Tensor) -> Tensor:
-        """Planes to metres."""
+        """Planes to metres; with bins the planes themselves."""
+        if self.bins is not None:
+            return planes
         if not self.log:
             return self.typical * F.softplus(planes + _SOFTPLUS_OF_ONE)
         held = planes.clamp(-_LOG_BOUND, _LOG_BOUND)
@@ -98,6 +113,8 @@ class Depth(Task):
 
     def predict(self, output: Tensor) -> Tensor:
         """Metres, at least `min_depth`, since 0 would read as missing."""
+        if self.bins is not None:
+            return ordinal_depth(output, self.min_depth, self.max_depth)
         return output.clamp(min=self.min_depth)
 
     def known(self, target: Tensor) -> Tensor:
@@ -123,3 +140,25 @@ class Depth(Task):
             "prediction": heat(prediction, valid_depth(prediction), scale),
             "relative error 0 to 0.5": heat(error, known, fixed_scale(0.0, 0.5), "inferno"),
         }
+
+
+def _check_bins(bins: int | None, loss: Loss, log: bool, limits: tuple[float, float]) -> None:
+    ordinal = isinstance(loss, OrdinalLoss)
+    if bins is None:
+        if ordinal:
+            raise ConfigurationError("Depth: OrdinalLoss answers one question a bin. Set `bins`, 80 say.")
+        return
+    if bins < 2:
+        raise ConfigurationError(f"Depth: bins must be at least 2; got {bins}. Leave it out for depth in metres.")
+    if log:
+        raise ConfigurationError("Depth: bins and log exclude each other; bins already grow with depth. Leave log out.")
+    if not isinstance(loss, OrdinalLoss):
+        raise ConfigurationError(
+            f"Depth: with bins the output is {bins} answers, not metres, which {type(loss).__name__} cannot compare. "
+            "Leave `loss` out for OrdinalLoss, or leave `bins` out."
+        )
+    if (loss.min_depth, loss.max_depth) != limits:
+        raise ConfigurationError(
+            f"Depth: the bins of OrdinalLoss go from {loss.min_depth} to {loss.max_depth} metres, those of the task "
+            f"from {limits[0]} to {limits[1]}. Give both the same min_depth and max_depth, or leave `loss` out."
+        )

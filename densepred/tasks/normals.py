@@ -2,10 +2,13 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torchmetrics import Metric
 
+from densepred.errors import ConfigurationError
 from densepred.losses.base import Loss
 from densepred.losses.normals import CosineLoss
+from densepred.losses.von_mises_fisher import SMALLEST_CONCENTRATION, VonMisesFisherLoss
 from densepred.metrics.normals import NormalsMetrics, angle_degrees
 from densepred.sample import Kind, valid_normals
 from densepred.tasks.base import Task
@@ -22,16 +25,29 @@ class Normals(Task):
     decoder, they are divided by 0.01 instead: the gradient stays finite and leads away from there. The prediction is
     always a unit vector; where planes are zero, the one that faces the camera, (0, 0, -1).
 
+    With `uncertainty` a fourth plane p says how sure the normal is: the output has its concentration, ELU(p) + 1.01,
+    which `VonMisesFisherLoss` learns; `expected_angle` tells it in degrees. The prediction remains the normal.
+
     Missing normals (the zero vector) neither train nor count, and are drawn grey.
 
     Args:
         name: Sample key, output key and metric prefix.
-        loss: Takes output and target; one minus the cosine by default.
+        loss: Takes output and target; by default one minus the cosine, with `uncertainty` the angular von Mises-Fisher
+            loss.
         weight: Factor of its loss in the sum over tasks.
+        uncertainty: Predict how sure each normal is, too.
 
     Shape:
-        planes: (B, 3, H, W).
-        output, prediction, target: (B, 3, H, W), unit vectors.
+        planes: (B, 3, H, W), or (B, 4, H, W) with `uncertainty`.
+        output: the same; unit vectors, and concentrations.
+        prediction, target: (B, 3, H, W), unit vectors.
+
+    Raises:
+        ConfigurationError: If the loss needs concentrations and there are none, or the other way round.
+
+    Reference:
+        Bae, Budvytis, Cipolla. Estimating and Exploiting the Aleatoric Uncertainty in Surface Normal Estimation. ICCV
+        2021. arXiv:2109.09881 (the concentration).
 
     Example:
         >>> Normals().activate(torch.tensor([0.0, -3.0, -4.0]).view(1, 3, 1, 1)).flatten()
@@ -42,16 +58,37 @@ class Normals(Task):
     monitor = ("mean_angle", "min")
     shown = ("mean_angle",)
 
-    def __init__(self, name: str = "normals", loss: Loss | None = None, weight: float = 1.0) -> None:
-        super().__init__(name, 3, CosineLoss() if loss is None else loss, weight)
+    def __init__(
+        self, name: str = "normals", loss: Loss | None = None, weight: float = 1.0, uncertainty: bool = False
+    ) -> None:
+        if loss is None:
+            loss = VonMisesFisherLoss() if uncertainty else CosineLoss()
+        if isinstance(loss, VonMisesFisherLoss) is not uncertainty:
+            raise ConfigurationError(
+                f"Normals: {type(loss).__name__} with uncertainty={str(uncertainty).lower()}. Concentrations, the "
+                "fourth plane, are learnt by VonMisesFisherLoss and by no other: give both or neither."
+            )
+        super().__init__(name, 4 if uncertainty else 3, loss, weight)
+        self.uncertainty = uncertainty
 
     def activate(self, planes: Tensor) -> Tensor:
-        """Planes to unit vectors."""
-        length: Tensor = torch.linalg.vector_norm(planes, dim=1, keepdim=True)
-        return planes / length.clamp(min=_SHORTEST)
+        """Planes to unit vectors, and concentrations."""
+        normals = planes[:, :3]
+        length: Tensor = torch.linalg.vector_norm(normals, dim=1, keepdim=True)
+        normals = normals / length.clamp(min=_SHORTEST)
+        if not self.uncertainty:
+            return normals
+        return torch.cat([normals, F.elu(planes[:, 3:]) + 1 + SMALLEST_CONCENTRATION], dim=1)
+
+    def expected_angle(self, output: Tensor) -> Tensor:
+        """How far the network thinks its normals are off, in degrees (B, 1, H, W); with `uncertainty` only."""
+        if not isinstance(self.loss, VonMisesFisherLoss):
+            raise ConfigurationError(f"Task {self.name!r} does not know how sure it is. Set uncertainty: true.")
+        return self.loss.expected_angle(output[:, 3:]).rad2deg()
 
     def predict(self, output: Tensor) -> Tensor:
         """Unit vectors, wherever the output points."""
+        output = output[:, :3]
         length = torch.linalg.vector_norm(output, dim=1, keepdim=True)
         facing = torch.tensor([0.0, 0.0, -1.0], dtype=output.dtype, device=output.device).view(1, 3, 1, 1)
         return torch.where(length == 0, facing, output / length)

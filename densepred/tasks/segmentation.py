@@ -26,7 +26,7 @@ class Segmentation(Task):
     multilabel   C        (B, C, H, W), 0 or 1         binary cross-entropy    1 where its plane is above 0
     ============ ======== ============================ ======================= =========================
 
-    The output is logits. With plain cross-entropy neither training nor prediction builds them at full resolution: the
+    The output is logits. With cross-entropy neither training nor prediction builds them at full resolution: the
     loss is fused with the upsampling (`upsampled_cross_entropy`), labels are found by bands (`upsampled_labels`).
 
     Missing labels (255 in uint8, negative in wider integers) neither train nor count.
@@ -77,21 +77,19 @@ class Segmentation(Task):
         if loss is not None and class_weights is not None:
             raise ConfigurationError(
                 "Segmentation: class_weights belong to the default loss, but `loss` is given too. Give the weights to "
-                f"{type(loss).__name__}, or leave `loss` out."
+                f"{type(loss).__name__} (where it takes some), or leave `loss` out."
             )
-        super().__init__(
-            name,
-            1 if mode == "binary" else len(names),
-            _default_loss(mode, class_weights) if loss is None else loss,
-            weight,
-        )
+        planes = 1 if mode == "binary" else len(names)
+        loss = _default_loss(mode, class_weights) if loss is None else loss
+        _check_weights(loss, planes)
+        super().__init__(name, planes, loss, weight)
         self.classes = names
         self.mode = mode
         self.palette = voc_palette(len(names)) if palette is None else palette
 
     @property
     def fused(self) -> bool:
-        """Whether the loss is plain cross-entropy, which need not see planes of full resolution."""
+        """Whether the loss is cross-entropy, which need not see planes of full resolution."""
         return self.mode == "multiclass" and type(self.loss) is CrossEntropyLoss
 
     def activate(self, planes: Tensor) -> Tensor:
@@ -134,7 +132,7 @@ class Segmentation(Task):
                 "and images must be padded alike."
             )
         try:
-            return upsampled_cross_entropy(planes, target, self.loss.class_weights)
+            return upsampled_cross_entropy(planes, target, self.loss.class_weights, self.loss.label_smoothing)
         except DataError as error:
             raise self._named(error, batch) from None
 
@@ -193,3 +191,15 @@ def _default_loss(mode: Mode, class_weights: list[float] | None) -> Loss:
             raise ConfigurationError(f"Segmentation: class_weights={class_weights}; binary mode divides by the first.")
         return BinaryCrossEntropyLoss([present / absent])
     return BinaryCrossEntropyLoss(class_weights)
+
+
+def _check_weights(loss: Loss, planes: int) -> None:
+    """Refuses weights of a loss, or of a part of it, that are not one a plane."""
+    for part in loss.modules():
+        for key in ("class_weights", "positive_weights"):
+            weights = getattr(part, key, None)
+            if isinstance(weights, Tensor) and len(weights) != planes:
+                raise ConfigurationError(
+                    f"Segmentation: {key} of {type(part).__name__} has {len(weights)} entries for {planes} planes. "
+                    "Give one a class."
+                )
