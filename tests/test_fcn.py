@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from densepred.decoders.bilinear import BilinearTransposedConv, UnpaddedBilinear, upsampling_layer
 from densepred.decoders.deeplab import DeepLabV3Decoder
 from densepred.decoders.fcn import FCNDecoder, TorchvisionFCNDecoder
+from densepred.encoders.loading import fit_tensors
 from densepred.encoders.vgg import VGGEncoder
 from densepred.encoders.vgg_fcn import FCNVGGEncoder
 from densepred.errors import ConfigurationError
@@ -404,3 +405,12 @@ def test_the_first_output_of_a_stage_is_that_of_the_one_before_within_what_the_k
     step = max(bordered.diff(dim=-1).abs().max(), bordered.diff(dim=-2).abs().max()).item()
     for before, after in pairwise(outputs):
         assert 0 < (after - before).abs().max().item() <= 2 * step / 4
+
+
+def test_a_stage_finds_the_encoder_in_the_checkpoint_of_the_one_before():
+    before = DenseNetwork(narrow(RELEASED), decoder(32), {"labels": 5})
+    checkpoint = {f"network.{key}": value for key, value in before.state_dict().items()}
+    encoder = narrow(RELEASED)
+    report = fit_tensors(encoder, checkpoint, "last.ckpt", "encoder", "features.0.weight", ("classifier.6.",))
+    assert report.complete
+    assert all(torch.equal(value, before.encoder.state_dict()[key]) for key, value in encoder.state_dict().items())
