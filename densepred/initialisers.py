@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from densepred.errors import ConfigurationError
 
@@ -65,12 +66,28 @@ def initialise(module: nn.Module, name: Initialisation, bias: float = 0.0) -> No
         raise ConfigurationError(f"There is no initialisation {name!r}. Expected one of: {', '.join(_RULES)}.")
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-            # a transposed convolution's weight is (in, out, h, w): its rule reads the other way round
-            weight = layer.weight.transpose(0, 1) if isinstance(layer, nn.ConvTranspose2d) else layer.weight
+            weight = layer.weight
             with torch.no_grad():
-                _RULES[name](weight)
+                # a transposed convolution's weight is (in, out, h, w): its rule reads the other way round
+                _RULES[name](weight.transpose(0, 1) if isinstance(layer, nn.ConvTranspose2d) else weight)
+                if is_parametrized(layer, "weight"):
+                    layer.weight = weight  # under weight normalisation what was drawn into is a copy
             if layer.bias is not None:
                 nn.init.constant_(layer.bias, bias)
+
+
+def shift_norms(module: nn.Module, shift: float) -> None:
+    """Starts every batch norm inside `module` with that shift: 0.001 in the releases of DeconvNet and SegNet.
+
+    Example:
+        >>> layer = nn.BatchNorm2d(2)
+        >>> shift_norms(layer, 0.5)
+        >>> layer.bias.tolist()
+        [0.5, 0.5]
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.constant_(layer.bias, shift)
 
 
 @torch.no_grad()
