@@ -292,9 +292,10 @@ def _check_names(names: list[str]) -> None:
 
 
 def without_pretrained_weights(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The same arguments with `weights`, the module's and its encoder's, set to None."""
+    """The same arguments with `weights`, the module's and those of its encoder and decoders, set to None."""
     plain = {**arguments, "weights": None} if "weights" in arguments else {**arguments}
-    encoder = plain.get("encoder") or {}
-    if inner := encoder.get("init_args"):
-        plain["encoder"] = {**encoder, "init_args": without_pretrained_weights(inner)}
+    for name in ("encoder", "decoder", "auxiliary"):
+        part = plain.get(name) or {}
+        if inner := part.get("init_args"):
+            plain[name] = {**part, "init_args": without_pretrained_weights(inner)}
     return plain

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from densepred.encoders.base import Encoder
 from densepred.encoders.weights import IMAGENET, imagenet_file, read_state_dict
@@ -114,7 +114,7 @@ def load_pretrained(
 
 
 def fit_tensors(
-    encoder: Encoder,
+    encoder: nn.Module,
     tensors: dict[str, Tensor],
     source: str,
     target: str,
@@ -122,7 +122,7 @@ def fit_tensors(
     classifier: tuple[str, ...],
     keep: Collection[str] = (),
 ) -> LoadReport:
-    """Copies the tensors that fit into the encoder; the arguments are `load_pretrained`'s.
+    """Copies the tensors that fit into the encoder, or into any layers; the arguments are `load_pretrained`'s.
 
     Names may stand behind a common prefix, as `backbone.` in torchvision's segmentation networks, `module.` after
     data-parallel training or `network.encoder.` in a checkpoint of densepred; what stands outside of it is not needed.
