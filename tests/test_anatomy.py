@@ -15,7 +15,7 @@ import densepred.losses
 import densepred.tasks
 from densepred.anatomy.receptive_field import effective_receptive_fields, theoretical_receptive_fields
 from densepred.anatomy.stages import trace
-from densepred.anatomy.step_memory import step_memory
+from densepred.anatomy.memory import step_memory
 from densepred.cli import main
 from densepred.commands.list import KINDS, parts
 from densepred.decoders.deeplab import DeepLabV3Decoder

@@ -185,7 +185,7 @@ def test_the_spec_describes_the_maps(encoder_class, options):
     assert encoder.multiple == max(encoder.spec.strides)
     assert sorted(encoder.spec.strides) == list(encoder.spec.strides)
     assert [m.shape[1:] for m in maps] == [
-        (channels, height // stride, width // stride) for channels, stride in zip(*encoder.spec, strict=True)
+        (channels, height // stride, width // stride) for channels, stride in zip(*encoder.spec[:2], strict=True)
     ]
 
 
@@ -222,7 +222,7 @@ def test_fc7_is_the_coarsest_map(options, strides):
     assert encoder.spec.strides == strides
     assert encoder.spec.channels[-1] == 4096
     assert [m.shape[1:] for m in maps] == [
-        (channels, 96 // stride, 64 // stride) for channels, stride in zip(*encoder.spec, strict=True)
+        (channels, 96 // stride, 64 // stride) for channels, stride in zip(*encoder.spec[:2], strict=True)
     ]
 
 

@@ -10,17 +10,17 @@ if TYPE_CHECKING:
     from densepred.anatomy.receptive_field import theoretical_receptive_fields as theoretical_receptive_fields
     from densepred.anatomy.stages import Stage as Stage
     from densepred.anatomy.stages import trace as trace
-    from densepred.anatomy.step_memory import StepMemory as StepMemory
-    from densepred.anatomy.step_memory import step_memory as step_memory
+    from densepred.anatomy.memory import StepMemory as StepMemory
+    from densepred.anatomy.memory import step_memory as step_memory
 
 __getattr__, __all__ = lazy_exports(
     __name__,
     {
         "Stage": "stages",
-        "StepMemory": "step_memory",
+        "StepMemory": "memory",
         "checkerboard": "checkerboards",
         "effective_receptive_fields": "receptive_field",
-        "step_memory": "step_memory",
+        "step_memory": "memory",
         "theoretical_receptive_fields": "receptive_field",
         "trace": "stages",
     },

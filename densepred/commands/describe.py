@@ -10,7 +10,7 @@ from jsonargparse import Namespace
 
 from densepred.anatomy.receptive_field import effective_receptive_fields, theoretical_receptive_fields
 from densepred.anatomy.stages import Stage, trace
-from densepred.anatomy.step_memory import StepMemory, step_memory
+from densepred.anatomy.memory import StepMemory, step_memory
 from densepred.commands.fit import RunParser, import_parts, nulls_as_configs
 from densepred.errors import ConfigurationError
 from densepred.module import DensePredictor, without_pretrained_weights
