@@ -120,6 +120,23 @@ def write_camvid(
     return root
 
 
+def write_isbi(folder: Path, slices: int = 6, size: tuple[int, int] = (64, 64), seed: int = 0) -> Path:
+    """isbi2012 below `folder`: image/N.png and label/N.png, both grey, 0 at membranes and 255 in cells; returns it.
+
+    Cells are the squares of a grid that drifts from slice to slice, as neighbouring slices of a stack do.
+    """
+    root = folder / "isbi2012"
+    rng = np.random.default_rng(seed)
+    rows, columns = np.indices(size)
+    for number in range(slices):
+        cells = ((rows + number) % 16 > 1) & ((columns + 2 * number) % 16 > 1)
+        picture = np.where(cells, 170, 70) + rng.integers(-20, 21, size)
+        for kind, planes in (("image", picture), ("label", 255 * cells)):
+            (root / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(planes.astype(np.uint8)).save(root / kind / f"{number}.png")
+    return root
+
+
 def write_sbd(folder: Path, train: list[str], val: list[str], size: tuple[int, int] = (60, 80), seed: int = 0) -> Path:
     """benchmark_RELEASE/dataset below `folder` (img, cls, inst, train.txt, val.txt); returns dataset.
 

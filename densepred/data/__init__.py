@@ -12,9 +12,12 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 if TYPE_CHECKING:
     from densepred.data.camvid import CamVid as CamVid
     from densepred.data.camvid import CamVidDataModule as CamVidDataModule
+    from densepred.data.cell_borders import border_weights as border_weights
     from densepred.data.collate import Collate as Collate
     from densepred.data.datamodule import DenseDataModule as DenseDataModule
     from densepred.data.dataset import DenseDataset as DenseDataset
+    from densepred.data.isbi import ISBI2012 as ISBI2012
+    from densepred.data.isbi import ISBIDataModule as ISBIDataModule
     from densepred.data.normals_source import NormalsFromDepth as NormalsFromDepth
     from densepred.data.normals_source import NormalsFromFiles as NormalsFromFiles
     from densepred.data.nyu import NYUDepthV2 as NYUDepthV2
@@ -35,6 +38,8 @@ __getattr__, __all__ = lazy_exports(
         "DenseDataModule": "datamodule",
         "DenseDataset": "dataset",
         "EpochSampler": "sampler",
+        "ISBI2012": "isbi",
+        "ISBIDataModule": "isbi",
         "NYUDepthV2": "nyu",
         "NYUDepthV2DataModule": "nyu",
         "NormalsFromDepth": "normals_source",
@@ -44,5 +49,6 @@ __getattr__, __all__ = lazy_exports(
         "Rooms": "rooms",
         "RoomsDataModule": "rooms",
         "SampleTransforms": "transforms",
+        "border_weights": "cell_borders",
     },
 )
