@@ -208,6 +208,8 @@ def test_every_experiment_trains_a_few_steps_on_tiny_data(path, tmp_path, monkey
         arguments += [f"--data.root={fakes.write_voc(tmp_path)}"]
     if "camvid" in path.stem:
         arguments += [f"--data.root={fakes.write_camvid(tmp_path)}"]
+    if "isbi" in path.stem:
+        arguments += [f"--data.root={fakes.write_isbi(tmp_path)}", "--data.val_slices=2"]
     if "nyu" in path.stem:
         arguments += [f"--data.root={fakes.write_nyu(tmp_path / 'nyu', train=6, size=(480, 640))}"]
     data = ["--data.batch_size=2", "--data.eval_batch_size=1", "--data.num_workers=0"]
