@@ -62,7 +62,9 @@ TASKS = [
     pytest.param(Segmentation(4, mode="multilabel"), many_labels, id="multilabel"),
     pytest.param(Depth(), depth_of, id="depth"),
     pytest.param(Depth(log=True), depth_of, id="log depth"),
+    pytest.param(Depth(bins=6), depth_of, id="ordinal depth"),
     pytest.param(Normals(), normals_of, id="normals"),
+    pytest.param(Normals(uncertainty=True), normals_of, id="sure normals"),
     pytest.param(Regression(2, name="flow"), flow_of, id="regression"),
 ]
 every_task = pytest.mark.parametrize(("task", "make"), TASKS)
