@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import pytorch_lightning as pl
+from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
@@ -17,6 +18,7 @@ from densepred.network import AUXILIARY, DenseNetwork
 from densepred.recipe import class_path, recipe
 from densepred.resume import keep_configured_rates
 from densepred.sample import Kind, pad_planes
+from densepred.starting_weights import load_fitting, without_starting_weights
 from densepred.tasks.base import Batch, Task
 from densepred.torchvision_weights import load_torchvision_segmentation
 
@@ -45,6 +47,9 @@ class DensePredictor(pl.LightningModule):
         encoder_lr_scale: The encoder's learning rate as a multiple of the optimizer's (fine-tuning: 0.1).
         weights: A file of torchvision's `fcn_resnet*` or `deeplabv3_resnet*` to start from, encoder and decoder; the
             first task takes its classifier. `load_torchvision_segmentation` says what fits it.
+        init_from: A checkpoint of densepred to start from, of the same encoder: what fits is taken, other scores and
+            decoders start anew, and a table is printed (see `load_fitting`). Other than `ckpt_path`, which continues a
+            run with its optimizer and epochs, this begins a new one.
 
     Shape:
         image: (B, C, H, W), uint8, or floating point in [0, 1]; more than 32 pixels a side.
@@ -76,6 +81,7 @@ class DensePredictor(pl.LightningModule):
         lr_scheduler: SchedulerFactory | None = None,
         encoder_lr_scale: float = 1.0,
         weights: str | Path | None = None,
+        init_from: str | Path | None = None,
     ) -> None:
         super().__init__()
         self._remember(
@@ -90,6 +96,7 @@ class DensePredictor(pl.LightningModule):
             lr_scheduler=lr_scheduler,
             encoder_lr_scale=encoder_lr_scale,
             weights=weights,
+            init_from=init_from,
         )
         _check_names([task.name for task in tasks])
         self.tasks = nn.ModuleList(tasks)
@@ -103,6 +110,8 @@ class DensePredictor(pl.LightningModule):
         )
         if weights is not None:
             load_torchvision_segmentation(self.network, weights)
+        if init_from is not None:
+            rank_zero_only(print)(load_fitting(self.network, init_from))
         self.auxiliary_weight = auxiliary_weight
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
@@ -266,7 +275,7 @@ class DensePredictor(pl.LightningModule):
             self.save_hyperparameters({"_class_path": class_path(type(self)), **plain})
             self.hparams["_instantiator"] = "pytorch_lightning.cli.instantiate_module"
         # what a checkpoint holds: the weights are inside it. Dashboards see the initial ones, where they came from
-        self.hparams.update(without_pretrained_weights(dict(self.hparams)))
+        self.hparams.update(without_starting_weights(dict(self.hparams)))
 
 
 def _default_optimizer(parameters: Iterable[Any]) -> Optimizer:
@@ -289,13 +298,3 @@ def _check_names(names: list[str]) -> None:
                 f"Task name {name!r} {problem}. Expected different names of letters, digits and underscores, other "
                 f"than {', '.join(sorted(taken))}; got {', '.join(map(repr, names))}."
             )
-
-
-def without_pretrained_weights(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The same arguments with `weights`, the module's and those of its encoder and decoders, set to None."""
-    plain = {**arguments, "weights": None} if "weights" in arguments else {**arguments}
-    for name in ("encoder", "decoder", "auxiliary"):
-        part = plain.get(name) or {}
-        if inner := part.get("init_args"):
-            plain[name] = {**part, "init_args": without_pretrained_weights(inner)}
-    return plain

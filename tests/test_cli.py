@@ -199,6 +199,8 @@ def test_every_experiment_trains_a_few_steps_on_tiny_data(path, tmp_path, monkey
     arguments = [f"--trainer.{key}={value}" for key, value in small.items()]
     if "weights: imagenet" in path.read_text():
         arguments += ["--model.encoder.weights=null"]
+    if "init_from" in path.read_text():
+        arguments += ["--model.init_from=null"]
     if "deconvnet" in path.stem:  # none to be downloaded, and 220 million weights less to be written
         arguments += ["--model.decoder.weights=null", "--model.decoder.bottleneck=64"]
     if "rooms" not in path.stem:

@@ -11,7 +11,7 @@ from densepred.decoders.fcn import FCNDecoder
 from densepred.decoders.pointwise import PointwiseDecoder
 from densepred.decoders.unet import UNetDecoder
 from densepred.encoders.resnet import ResNetEncoder
-from densepred.errors import ConfigurationError
+from densepred.errors import ConfigurationError, WeightsError
 from densepred.module import DensePredictor
 from densepred.sample import Kind
 from densepred.schedules import PolyLR
@@ -287,3 +287,44 @@ def test_a_shared_decoder_gives_each_task_its_own_planes():
         "depth": 1,
         "normals": 3,
     }
+
+
+def stage(finest_stride: int, **options) -> DensePredictor:
+    decoder = partial(FCNDecoder, finest_stride=finest_stride)
+    return DensePredictor(ResNetEncoder("resnet18"), decoder, [Segmentation(CLASSES)], **options)
+
+
+def test_each_stage_of_an_fcn_starts_from_the_checkpoint_of_the_one_before(tmp_path, capsys):
+    previous, image = stage(32), torch.rand(1, 3, 64, 96)
+    torch.nn.init.normal_(previous.network.decoders["segmentation"].score.weight)
+    for finest in (16, 8):
+        first = trainer(tmp_path, max_steps=1)
+        first.fit(previous, loader())
+        first.save_checkpoint(tmp_path / f"{finest}.ckpt")
+        following = stage(finest, init_from=tmp_path / f"{finest}.ckpt")
+        # the new skip's weight and bias are all that is new, and it adds zero
+        assert "missing in the file, left as initialised (2):" in capsys.readouterr().out
+        old, new = (m.eval().network.planes(image)["segmentation"] for m in (previous, following))
+        torch.testing.assert_close(new, torch.nn.functional.interpolate(old, scale_factor=2.0, mode="bilinear"))
+        assert following.hparams["init_from"] is None
+        previous = following
+
+
+def test_a_run_starts_from_one_of_other_classes_or_another_task_and_says_what_it_left_out(tmp_path, capsys):
+    old = build(tasks=[Segmentation(CLASSES)])
+    trainer(tmp_path, max_steps=1).fit(old, loader())
+    torch.save({"state_dict": old.state_dict()}, tmp_path / "old.ckpt")
+    new = build(tasks=[Segmentation(CLASSES + 3)], init_from=tmp_path / "old.ckpt")
+    shown = capsys.readouterr().out
+    assert "decoders.segmentation.score.weight  4 x 8 x 1 x 1 in the file, 7 x 8 x 1 x 1 here" in shown
+    decoders = [module.network.decoders["segmentation"].state_dict() for module in (old, new)]
+    assert all(torch.equal(value, decoders[1][key]) for key, value in decoders[0].items() if "score" not in key)
+    assert torch.equal(old.network.encoder.layer4[0].conv1.weight, new.network.encoder.layer4[0].conv1.weight)
+    depth = build(tasks=[Depth()], init_from=tmp_path / "old.ckpt").network.decoders["depth"].state_dict()
+    assert torch.equal(depth["steps.0.convs.0.0.weight"], decoders[0]["steps.0.convs.0.0.weight"])
+
+
+def test_a_file_of_which_nothing_fits_is_refused(tmp_path):
+    torch.save({"fc.weight": torch.zeros(3, 3)}, tmp_path / "other.pth")
+    with pytest.raises(WeightsError, match=r"no tensor of .* fits the network"):
+        build(init_from=tmp_path / "other.pth")

@@ -29,7 +29,7 @@ FLOORS = [
     },
     {"losses", "metrics", "encoders", "decoders", "refine", "resume"},
     {"tasks", "network"},
-    {"module", "torchvision_weights", "anatomy"},
+    {"module", "torchvision_weights", "starting_weights", "anatomy"},
     {"callbacks", "inference", "loggers"},
     {"commands"},
     {"cli"},

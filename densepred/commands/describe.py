@@ -8,13 +8,14 @@ import torch
 import yaml
 from jsonargparse import Namespace
 
+from densepred.anatomy.memory import StepMemory, step_memory
 from densepred.anatomy.receptive_field import effective_receptive_fields, theoretical_receptive_fields
 from densepred.anatomy.stages import Stage, trace
-from densepred.anatomy.memory import StepMemory, step_memory
 from densepred.commands.fit import RunParser, import_parts, nulls_as_configs
 from densepred.errors import ConfigurationError
-from densepred.module import DensePredictor, without_pretrained_weights
+from densepred.module import DensePredictor
 from densepred.resume import checkpoint_config
+from densepred.starting_weights import without_starting_weights
 
 PASSES_OPTIONS_ON = True
 """Options of the model may stand on the command line, as in `fit`."""
@@ -90,7 +91,7 @@ def build_module(config: dict[str, Any], options: list[str]) -> DensePredictor:
     parser = RunParser(prog="densepred describe", usage="densepred describe CONFIG [--model.OPTION VALUE ...]")
     parser.add_lightning_class_args(DensePredictor, "model", subclass_mode=True, required=True)
     parser.add_argument("--config", action="config")
-    model = {**config["model"], "init_args": without_pretrained_weights(config["model"].get("init_args") or {})}
+    model = {**config["model"], "init_args": without_starting_weights(config["model"].get("init_args") or {})}
     given = [f"--config={yaml.safe_dump({'model': model})}", *nulls_as_configs(["describe", *options])[1:]]
     built: Namespace = parser.instantiate(parser.parse_args(given))
     module: DensePredictor = built.model

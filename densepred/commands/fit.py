@@ -29,6 +29,7 @@ from densepred.errors import ConfigurationError
 from densepred.loggers import drop_rows_after, wandb_offline_unless_reachable, with_run_logger
 from densepred.module import DensePredictor
 from densepred.resume import check_same_network, checkpoint_config, find_checkpoint, read_checkpoint
+from densepred.starting_weights import STARTING_WEIGHTS
 
 ROOT = "runs"
 """Where runs go unless trainer.default_root_dir says otherwise."""
@@ -129,10 +130,11 @@ class DensePredCLI(LightningCLI):
             config = self.config[self.config.subcommand]
             config.weights_only = True  # plain values and tensors, no code
             module = config.model.init_args
-            for part in (module, module.encoder.get("init_args", {})):
-                if "weights" in part:
-                    part["weights"] = None  # they are in the checkpoint
-
+            inner = [(module.get(name) or {}).get("init_args", {}) for name in ("encoder", "decoder", "auxiliary")]
+            for part in (module, *inner):
+                for name in STARTING_WEIGHTS:
+                    if name in part:
+                        part[name] = None  # the checkpoint has them
         elif self.config.subcommand != "fit" and not self.config[self.config.subcommand].model.init_args.weights:
             raise ConfigurationError(
                 f"densepred {self.config.subcommand} needs --ckpt_path: best, last or a checkpoint's file (or "
