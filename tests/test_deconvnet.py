@@ -338,6 +338,14 @@ def test_a_transposed_convolution_of_stride_one_is_a_convolution_with_the_turned
     torch.testing.assert_close(layer(feature), expected)
 
 
+def test_weight_normalisation_of_a_transposed_convolution_has_a_length_for_each_output_channel():
+    convolution = TransposedConvNormAct(3, 5, norm="weight")[0]
+    lengths = convolution.weight.square().sum((0, 2, 3)).sqrt()
+    convolution.parametrizations.weight.original0.data *= torch.tensor([1.0, 2, 3, 4, 5]).view(1, 5, 1, 1)
+    longer = convolution.weight.square().sum((0, 2, 3)).sqrt()
+    torch.testing.assert_close(longer, lengths * torch.arange(1.0, 6))
+
+
 def test_deconvnet_starts_as_in_the_release_and_its_first_loss_is_that_of_a_guess():
     decoder = DeconvNetDecoder(FeatureSpec((32, 64), (1, 2)), 21, bottleneck=64).train()
     for key, parameter in decoder.named_parameters():

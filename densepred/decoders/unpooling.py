@@ -45,7 +45,7 @@ def unpool(feature: Tensor, guide: Tensor, factor: int) -> Tensor:
     """
     if factor == 1:
         return resize_like(feature, guide)
-    _, switches = F.max_pool2d_with_indices(guide.detach(), (factor, factor), ceil_mode=True)
+    _, switches = F.max_pool2d_with_indices(guide, (factor, factor), ceil_mode=True)
     feature = resize_like(feature, switches)
     # not F.max_unpool2d: on CUDA it is refused under deterministic algorithms, although no two values share a place
     cells = feature.new_zeros(guide.shape).flatten(2)
