@@ -170,9 +170,9 @@ class LovaszSoftmaxLoss(Loss):
         else:
             probability, truth, known = (planes.transpose(0, 1).flatten(1) for planes in (probability, truth, known))
         error = torch.where(truth, 1 - probability, probability)
-        # missing pixels come last, behind known ones without error, so that they change nobody's weight
-        order = torch.where(known, error.detach(), -1).argsort(-1, descending=True)
-        loss = (error.gather(-1, order) * jaccard_increments(truth.gather(-1, order))).sum(-1)
+        # missing pixels stand at the end, among those without error, whose weight is of no account: their slope is 0
+        ordered, order = error.sort(-1, descending=True)
+        loss = (ordered * jaccard_increments(truth.gather(-1, order))).sum(-1)
         counted = known.any(-1) if self.count_absent else truth.any(-1)
         return _mean_over_classes(loss, counted, self.class_weights) + alarm
 
