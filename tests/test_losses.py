@@ -288,6 +288,16 @@ def test_a_sum_of_losses_is_their_weighted_sum_with_its_gradient():
     torch.testing.assert_close(SumLoss([L1Loss(), L2Loss(log=True)])(output, target), parts[0][0] + parts[1][0])
 
 
+def test_the_parts_of_a_sum_go_by_short_names_in_yaml():
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Loss, "loss")
+    parts = [{"class_path": "CrossEntropyLoss", "init_args": {"label_smoothing": 0.1}}, {"class_path": "DiceLoss"}]
+    config = {"class_path": "SumLoss", "init_args": {"losses": parts, "weights": [1.0, 0.5]}}
+    built = parser.instantiate(parser.parse_object({"loss": config})).loss
+    assert [type(part) for part in built.losses] == [CrossEntropyLoss, DiceLoss]
+    assert built.losses[0].label_smoothing == 0.1
+
+
 def test_the_parts_of_a_sum_follow_it_to_its_device():
     loss = SumLoss([CrossEntropyLoss([1.0, 2.0]), DiceLoss()])
     assert isinstance(loss.losses, nn.ModuleList)
