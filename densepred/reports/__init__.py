@@ -1,0 +1,1 @@
+"""Pages about runs: what a run left in its folder, as one HTML file that opens anywhere."""
