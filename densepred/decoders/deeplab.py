@@ -30,14 +30,34 @@ class BatchNormOfFew(nn.BatchNorm2d):
         return super().forward(input)
 
 
+def pooled_convolution(
+    in_channels: int, out_channels: int, norm: Norm, activation: Activation, single: bool
+) -> ConvNormAct:
+    """A 1x1 convolution, norm and activation for a map pooled into few cells.
+
+    Args:
+        in_channels: Channels of the pooled map.
+        out_channels: Channels after.
+        norm: Batch norm is `BatchNormOfFew`.
+        activation: Nonlinearity.
+        single: Whether the map has a single cell. A layer that would then see one value alone ("instance", "group" with
+            one channel a group) is left out: it would make it zero, whatever the image.
+    """
+    layers = ConvNormAct(in_channels, out_channels, 1, norm=norm, activation=activation)
+    if single and isinstance(layers[1], nn.GroupNorm) and layers[1].num_groups == layers[1].num_channels:
+        return ConvNormAct(in_channels, out_channels, 1, norm="none", activation=activation)
+    if isinstance(layers[1], nn.BatchNorm2d):
+        layers[1] = BatchNormOfFew(layers[1].num_features)
+    return layers
+
+
 class ImagePooling(nn.Sequential):
     """The map's mean over the whole image, through a 1x1 convolution, at every cell.
 
     Args:
         in_channels: Channels of the map.
         out_channels: Channels of its mean.
-        norm: Normalisation of the mean. Batch norm is `BatchNormOfFew`; a layer that would always see a single value
-            ("instance", "group" with a channel a group) is left out, as it would erase it.
+        norm: Normalisation of the mean; see `pooled_convolution`.
         activation: Nonlinearity after it.
 
     Shape:
@@ -47,11 +67,7 @@ class ImagePooling(nn.Sequential):
     def __init__(
         self, in_channels: int, out_channels: int, norm: Norm = "batch", activation: Activation = "relu"
     ) -> None:
-        layers = ConvNormAct(in_channels, out_channels, 1, norm=norm, activation=activation)
-        if isinstance(layers[1], nn.GroupNorm) and layers[1].num_groups == layers[1].num_channels:
-            layers = ConvNormAct(in_channels, out_channels, 1, norm="none", activation=activation)
-        if isinstance(layers[1], nn.BatchNorm2d):
-            layers[1] = BatchNormOfFew(layers[1].num_features)
+        layers = pooled_convolution(in_channels, out_channels, norm, activation, single=True)
         super().__init__(nn.AdaptiveAvgPool2d(1), *layers)
 
     def forward(self, feature: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from densepred.blocks import Activation, ConvNormAct, Norm
 from densepred.decoders.base import Decoder
-from densepred.decoders.deeplab import BatchNormOfFew
+from densepred.decoders.deeplab import pooled_convolution
 from densepred.decoders.fpn import enlarged_to_image, resized
 from densepred.errors import ConfigurationError
 from densepred.features import FeatureSpec
@@ -76,7 +76,9 @@ class PyramidPooling(nn.Module):
         self.bins = bins
         self.align_corners = align_corners
         self.branches = nn.ModuleList(
-            _pooled_branch(in_channels, width, count, (global_norm if count == 1 else None) or norm, activation)
+            pooled_convolution(
+                in_channels, width, (global_norm if count == 1 else None) or norm, activation, single=count == 1
+            )
             for count in bins
         )
         self.channels = in_channels + len(bins) * width
@@ -85,17 +87,6 @@ class PyramidPooling(nn.Module):
         """The map and, beside it, its pooled versions."""
         pooled = [branch(pool_into_bins(feature, bins)) for bins, branch in zip(self.bins, self.branches, strict=True)]
         return torch.cat([feature, *(resized(values, feature, self.align_corners) for values in pooled)], dim=1)
-
-
-def _pooled_branch(in_channels: int, width: int, bins: int, norm: Norm, activation: Activation) -> ConvNormAct:
-    branch = ConvNormAct(in_channels, width, 1, norm=norm, activation=activation)
-    layer = branch[1]
-    if isinstance(layer, nn.BatchNorm2d):
-        branch[1] = BatchNormOfFew(layer.num_features)
-    if isinstance(layer, nn.GroupNorm) and layer.num_groups == layer.num_channels and bins == 1:
-        # a group of one value: normalised it is zero, whatever the image
-        return ConvNormAct(in_channels, width, 1, norm="none", activation=activation)
-    return branch
 
 
 class PSPNetDecoder(Decoder):
