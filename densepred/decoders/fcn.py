@@ -180,6 +180,12 @@ def _crops(spec: FeatureSpec, skips: list[int], upsampling: Upsampling) -> tuple
         return [None] * len(skips), None
     crops: list[int | None] = []
     stride, origin = spec.strides[-1], spec.origins[-1]
+    if origin == (stride - 1) / 2:
+        raise ConfigurationError(
+            f"FCNDecoder: the encoder's coarsest map, of stride {stride}, has its first cell centred on pixel "
+            f"{origin}: it has no margin, and may end before the image does. Set the encoder's `padded` to true, or "
+            "take the decoder that was published with it."
+        )
     for i in skips:
         finer = spec.strides[i]
         origin -= unpadded_reach(upsampling, stride // finer) * finer
