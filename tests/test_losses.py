@@ -36,6 +36,7 @@ from densepred.losses import (
 from densepred.losses.fused import upsampled_cross_entropy
 from densepred.losses.segmentation import known_labels
 from densepred.recipe import recipe
+from densepred.tasks import Depth, Normals, Regression, Segmentation
 
 
 def with_gradient(loss, output, *arguments):
@@ -277,6 +278,67 @@ def test_where_looking_would_stall_a_wrong_label_counts_as_missing_and_raises_an
     )
     assert value.isnan()
     assert ((gradient != 0).any(1) == known).all()
+
+
+OVERLAPS = [DiceLoss(), LovaszSoftmaxLoss()]
+ANSWERS = [BinaryCrossEntropyLoss(), BinaryFocalLoss(), *OVERLAPS]
+# a task, its batch's target, and the losses that fit it
+TASKS = {
+    "multiclass": (
+        lambda loss: Segmentation(3, loss=loss),
+        labelled(255),
+        [CrossEntropyLoss(), FocalLoss(), TopKCrossEntropyLoss(pixels=9), *OVERLAPS],
+    ),
+    "binary": (lambda loss: Segmentation(2, loss=loss, mode="binary"), labelled(255, classes=2), ANSWERS),
+    "multilabel": (
+        lambda loss: Segmentation(3, loss=loss, mode="multilabel"),
+        torch.randint(0, 2, (2, 3, 4, 5), dtype=torch.uint8),
+        ANSWERS,
+    ),
+    "depth": (
+        lambda loss: Depth(loss=loss),
+        1 + torch.rand(2, 1, 4, 5),
+        [L1Loss(), L2Loss(), BerHuLoss(), SILogLoss(), ScaleInvariantLoss(), ScaleInvariantGradientLoss()],
+    ),
+    "depth in bins": (lambda loss: Depth(loss=loss, bins=6), 1 + torch.rand(2, 1, 4, 5), [OrdinalLoss()]),
+    "normals": (
+        lambda loss: Normals(loss=loss),
+        unit(2, 3, 4, 5),
+        [CosineLoss(), AngularLoss(), NormalsL2Loss()],
+    ),
+    "sure normals": (
+        lambda loss: Normals(loss=loss, uncertainty=True),
+        unit(2, 3, 4, 5),
+        [VonMisesFisherLoss()],
+    ),
+    "regression": (lambda loss: Regression(2, loss=loss), torch.randn(2, 2, 4, 5), [SquaredErrorLoss()]),
+}
+EVERY_LOSS = {type(loss): loss for _, _, fitting in TASKS.values() for loss in fitting}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_trains_with_every_loss_that_fits_it_and_refuses_all_others_when_it_is_built(name):
+    build, target, fitting = TASKS[name]
+    assert {*EVERY_LOSS, SumLoss} == {type(case.values[0]) for case in CASES}
+    for loss in fitting:
+        task = build(loss)
+        batch = {"image": torch.zeros(2, 3, 4, 5), task.name: target}
+        value, gradient = with_gradient(task.loss_from_planes, torch.randn(2, task.out_channels, 4, 5), batch)
+        assert value.isfinite()
+        assert gradient.isfinite().all()
+        assert gradient.any()
+    for kind, loss in EVERY_LOSS.items():
+        if kind not in map(type, fitting):
+            for wrong in (loss, SumLoss([loss])):
+                with pytest.raises(ConfigurationError):
+                    build(wrong)
+
+
+def test_the_refusal_of_a_loss_says_what_fits():
+    with pytest.raises(ConfigurationError, match=r"Normals: L2Loss compares depth targets; .*'normals' are of kind"):
+        Normals(loss=L2Loss())
+    with pytest.raises(ConfigurationError, match=r"BinaryFocalLoss is for binary or multilabel mode; .* is multiclass"):
+        Segmentation(3, loss=SumLoss([CrossEntropyLoss(), BinaryFocalLoss()]))
 
 
 def test_a_sum_of_losses_is_their_weighted_sum_with_its_gradient():

@@ -392,11 +392,16 @@ def test_overlap_and_focal_losses_train_every_mode(mode, loss):
 
 
 @pytest.mark.parametrize(
-    "loss", [CrossEntropyLoss([1.0, 2.0]), SumLoss([DiceLoss(class_weights=[1.0] * 4)]), BinaryCrossEntropyLoss([1.0])]
+    ("loss", "mode"),
+    [
+        (CrossEntropyLoss([1.0, 2.0]), "multiclass"),
+        (SumLoss([DiceLoss(class_weights=[1.0] * 4)]), "multiclass"),
+        (BinaryCrossEntropyLoss([1.0]), "multilabel"),
+    ],
 )
-def test_weights_of_a_loss_that_are_not_one_a_class_are_refused_when_the_task_is_built(loss):
+def test_weights_of_a_loss_that_are_not_one_a_class_are_refused_when_the_task_is_built(loss, mode):
     with pytest.raises(ConfigurationError, match=r"has \d entries for 3 planes"):
-        Segmentation(3, loss=loss)
+        Segmentation(3, loss=loss, mode=mode)
 
 
 def test_a_wrong_label_in_a_sum_of_losses_names_the_images():

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 
 from densepred.recipe import Recorded
+from densepred.sample import Kind
 
 
 class Loss(Recorded, nn.Module, ABC):
@@ -18,6 +19,12 @@ class Loss(Recorded, nn.Module, ABC):
     Raises:
         ConfigurationError: If output and target differ in size: they would silently be broadcast.
     """
+
+    kind: Kind | None = None
+    """The kind of target that it compares; none means any. A task refuses what does not fit its own."""
+    exclusive: bool | None = None
+    """Of labels: whether they exclude each other (a softmax over the planes) or are answers of every plane (a sigmoid
+    of each); none means either."""
 
     @abstractmethod
     def forward(self, output: Tensor, target: Tensor) -> Tensor:

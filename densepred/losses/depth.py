@@ -7,7 +7,7 @@ from densepred.blocks import full_precision
 from densepred.errors import ConfigurationError
 from densepred.losses.base import Loss
 from densepred.losses.masked import mean_over_valid, require_same_size
-from densepred.sample import valid_depth
+from densepred.sample import Kind, valid_depth
 
 _SMALLEST = 1e-6
 """Metres below which a depth's logarithm is not followed further."""
@@ -70,6 +70,8 @@ class L2Loss(Loss):
         tensor(4.)
     """
 
+    kind = Kind.DEPTH
+
     def __init__(self, log: bool = False) -> None:
         super().__init__()
         self.log = log
@@ -96,6 +98,8 @@ class L1Loss(Loss):
         >>> L1Loss()(torch.tensor([[[[3.0, 9.0]]]]), torch.tensor([[[[1.0, 0.0]]]]))
         tensor(2.)
     """
+
+    kind = Kind.DEPTH
 
     def __init__(self, log: bool = False) -> None:
         super().__init__()
@@ -149,6 +153,8 @@ class BerHuLoss(Loss):
         >>> BerHuLoss()(torch.tensor([[[[1.5, 6.0]]]]), torch.tensor([[[[1.0, 1.0]]]]))  # c = 1: (0.5 + 13) / 2
         tensor(6.7500)
     """
+
+    kind = Kind.DEPTH
 
     def __init__(self, share: float = 0.2, log: bool = False) -> None:
         super().__init__()

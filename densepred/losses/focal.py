@@ -9,6 +9,7 @@ from densepred.errors import ConfigurationError
 from densepred.losses.base import Loss
 from densepred.losses.masked import mean_over_valid, require_same_size
 from densepred.losses.segmentation import known_labels, register_weights, require_label_size
+from densepred.sample import Kind
 
 _SMALLEST = 1e-7
 """What 1 - p is at least: its power below 1 has no finite slope at 0."""
@@ -55,6 +56,8 @@ class FocalLoss(Loss):
         tensor(0.1733)
     """
 
+    kind = Kind.LABEL
+    exclusive = True
     class_weights: Tensor | None
 
     def __init__(self, gamma: float = 2.0, class_weights: list[float] | None = None) -> None:
@@ -107,6 +110,9 @@ class BinaryFocalLoss(Loss):
         >>> BinaryFocalLoss()(torch.zeros(1, 1, 1, 2), torch.tensor([[[1, 255]]]))  # 0.5^2 ln 2
         tensor(0.1733)
     """
+
+    kind = Kind.LABEL
+    exclusive = False
 
     def __init__(self, gamma: float = 2.0, alpha: float | None = None) -> None:
         super().__init__()

@@ -6,7 +6,7 @@ from torch import Tensor
 from densepred.blocks import full_precision
 from densepred.losses.base import Loss
 from densepred.losses.masked import mean_over_valid, require_same_size
-from densepred.sample import valid_normals
+from densepred.sample import Kind, valid_normals
 
 
 def known_normals(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -79,6 +79,8 @@ class CosineLoss(Loss):
         tensor(2.)
     """
 
+    kind = Kind.NORMALS
+
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """Normals and true normals to a scalar."""
         return cosine_loss(output, target)
@@ -109,6 +111,8 @@ class AngularLoss(Loss):
         tensor(3.1416)
     """
 
+    kind = Kind.NORMALS
+
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """Normals and true normals to a scalar."""
         require_same_size("AngularLoss", output, target)
@@ -134,6 +138,8 @@ class NormalsL2Loss(Loss):
         >>> NormalsL2Loss()(-facing, facing)
         tensor(4.)
     """
+
+    kind = Kind.NORMALS
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """Normals and true normals to a scalar."""

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from densepred.blocks import full_precision
 from densepred.errors import ConfigurationError
 from densepred.losses.base import Loss
-from densepred.sample import valid_depth
+from densepred.sample import Kind, valid_depth
 
 
 def spacing_increasing_edges(bins: int, min_depth: float, max_depth: float) -> Tensor:
@@ -83,6 +83,8 @@ class OrdinalLoss(Loss):
         >>> loss(torch.zeros(1, 3, 1, 2), torch.tensor([[[[3.0, 0.0]]]])).exp()
         tensor(8.)
     """
+
+    kind = Kind.DEPTH
 
     def __init__(self, min_depth: float = 1e-3, max_depth: float = 10.0) -> None:
         super().__init__()

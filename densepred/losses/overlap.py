@@ -8,6 +8,7 @@ from densepred.errors import ConfigurationError
 from densepred.losses.base import Loss
 from densepred.losses.masked import mean_over_valid, require_same_size
 from densepred.losses.segmentation import known_labels, register_weights, require_label_size
+from densepred.sample import Kind
 
 
 def regions(loss: str, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -82,6 +83,7 @@ class DiceLoss(Loss):
         tensor(0.3333)
     """
 
+    kind = Kind.LABEL
     class_weights: Tensor | None
 
     def __init__(
@@ -152,6 +154,7 @@ class LovaszSoftmaxLoss(Loss):
         tensor(0.5000)
     """
 
+    kind = Kind.LABEL
     class_weights: Tensor | None
 
     def __init__(

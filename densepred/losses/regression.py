@@ -6,6 +6,7 @@ from torch import Tensor
 from densepred.blocks import full_precision
 from densepred.losses.base import Loss
 from densepred.losses.masked import mean_over_valid, require_same_size
+from densepred.sample import Kind
 
 
 def squared_error_loss(output: Tensor, target: Tensor) -> Tensor:
@@ -35,6 +36,8 @@ class SquaredErrorLoss(Loss):
         >>> SquaredErrorLoss()(torch.tensor([1.0, 5.0]), torch.tensor([-1.0, float("nan")]))
         tensor(4.)
     """
+
+    kind = Kind.WEIGHT
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """Values and true values to a scalar."""

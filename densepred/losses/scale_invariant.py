@@ -7,6 +7,7 @@ from densepred.errors import ConfigurationError
 from densepred.losses.base import Loss
 from densepred.losses.depth import depth_error
 from densepred.losses.masked import mean_over_valid
+from densepred.sample import Kind
 
 
 def scale_invariant(error: Tensor, valid: Tensor, balance: float) -> Tensor:
@@ -56,6 +57,8 @@ class SILogLoss(Loss):
         tensor(2.6845)
     """
 
+    kind = Kind.DEPTH
+
     def __init__(self, balance: float = 0.85, factor: float = 10.0) -> None:
         super().__init__()
         _require_balance("SILogLoss", balance)
@@ -99,6 +102,8 @@ class ScaleInvariantLoss(Loss):
         >>> ScaleInvariantLoss()(torch.full((1, 1, 2, 2), 2.0).exp(), torch.ones(1, 1, 2, 2).exp())  # d = 1
         tensor(0.5000)
     """
+
+    kind = Kind.DEPTH
 
     def __init__(self, balance: float = 0.5) -> None:
         super().__init__()

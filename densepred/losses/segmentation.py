@@ -10,7 +10,7 @@ from densepred.blocks import full_precision
 from densepred.errors import ConfigurationError, DataError
 from densepred.losses.base import Loss
 from densepred.losses.masked import mean_over_valid, require_same_size
-from densepred.sample import valid_segmentation
+from densepred.sample import Kind, valid_segmentation
 
 
 def known_labels(labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
@@ -110,6 +110,8 @@ class CrossEntropyLoss(Loss):
         tensor(4.)
     """
 
+    kind = Kind.LABEL
+    exclusive = True
     class_weights: Tensor | None
 
     def __init__(self, class_weights: list[float] | None = None, label_smoothing: float = 0.0) -> None:
@@ -165,6 +167,8 @@ class BinaryCrossEntropyLoss(Loss):
         tensor(2.)
     """
 
+    kind = Kind.LABEL
+    exclusive = False
     positive_weights: Tensor | None
 
     def __init__(self, positive_weights: list[float] | None = None) -> None:

@@ -10,6 +10,7 @@ from densepred.blocks import full_precision
 from densepred.errors import ConfigurationError
 from densepred.losses.base import Loss
 from densepred.losses.segmentation import known_labels, require_label_size
+from densepred.sample import Kind
 
 
 class TopKCrossEntropyLoss(Loss):
@@ -52,6 +53,9 @@ class TopKCrossEntropyLoss(Loss):
         >>> TopKCrossEntropyLoss(pixels=1)(output, torch.tensor([[[0, 0, 255]]])).exp()
         tensor(2.)
     """
+
+    kind = Kind.LABEL
+    exclusive = True
 
     def __init__(
         self,

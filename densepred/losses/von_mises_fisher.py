@@ -9,6 +9,7 @@ from densepred.errors import ConfigurationError
 from densepred.losses.base import Loss
 from densepred.losses.masked import mean_over_valid
 from densepred.losses.normals import angle_between, known_normals
+from densepred.sample import Kind
 
 SMALLEST_CONCENTRATION = 0.01
 """What the concentration is at least, as in the authors' code."""
@@ -51,6 +52,8 @@ class VonMisesFisherLoss(Loss):
         >>> VonMisesFisherLoss()(sure, sure[:, :3])  # -ln 101
         tensor(-4.6151)
     """
+
+    kind = Kind.NORMALS
 
     def __init__(self, angular: bool = True) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 
 from densepred.blocks import full_precision
-from densepred.errors import DataError
+from densepred.errors import ConfigurationError, DataError
 from densepred.losses.base import Loss
 from densepred.recipe import Recorded
 from densepred.sample import Kind, pad_planes
@@ -35,18 +35,26 @@ class Task(Recorded, nn.Module, ABC):
         prediction, target: (B, ..., H, W), as the sample says.
 
     Raises:
+        ConfigurationError: If the loss, or a part of it, compares targets of another kind.
         DataError: If a batch lacks the task's key.
     """
 
     monitor: tuple[str, str]
     """The metric by which checkpoints are chosen, and "min" or "max"."""
     kind: Kind
-    """How its target is padded."""
+    """How its target is padded, and what its loss must be able to compare."""
     shown: tuple[str, ...] = ()
     """Keys of the metrics that stand in the progress bar."""
 
     def __init__(self, name: str, out_channels: int, loss: Loss, weight: float = 1.0) -> None:
         super().__init__()
+        for part in parts(loss):
+            if part.kind not in (None, self.kind):
+                raise ConfigurationError(
+                    f"{type(self).__name__}: {type(part).__name__} compares {part.kind} targets; those of the task "
+                    f"{name!r} are of kind {self.kind}. `densepred list losses` shows all; leave `loss` out for the "
+                    "task's own."
+                )
         self.name = name
         self.out_channels = out_channels
         self.loss = loss
@@ -119,6 +127,11 @@ class Task(Recorded, nn.Module, ABC):
     def predict_from_planes(self, planes: Tensor, size: tuple[int, int]) -> Tensor:
         """Planes at the decoder's own stride to a prediction at `size`, which they cover exactly."""
         return self.predict(self.activate(upsample(planes, size)))
+
+
+def parts(loss: Loss) -> list[Loss]:
+    """The loss and, where it is a sum, all that it adds up."""
+    return [part for part in loss.modules() if isinstance(part, Loss)]
 
 
 def upsample(planes: Tensor, size: tuple[int, int]) -> Tensor:

@@ -13,7 +13,7 @@ from densepred.losses.depth import L2Loss
 from densepred.losses.ordinal import OrdinalLoss, ordinal_depth
 from densepred.metrics.depth import Average, DepthMetrics, Protocol
 from densepred.sample import Kind, valid_depth
-from densepred.tasks.base import Task
+from densepred.tasks.base import Task, parts
 from densepred.tasks.pictures import fixed_scale, heat, scale_of
 
 _SOFTPLUS_OF_ONE = math.log(math.e - 1)
@@ -143,7 +143,7 @@ class Depth(Task):
 
 
 def _check_bins(bins: int | None, loss: Loss, log: bool, limits: tuple[float, float]) -> None:
-    ordinal = isinstance(loss, OrdinalLoss)
+    ordinal = any(isinstance(part, OrdinalLoss) for part in parts(loss))
     if bins is None:
         if ordinal:
             raise ConfigurationError("Depth: OrdinalLoss answers one question a bin. Set `bins`, 80 say.")

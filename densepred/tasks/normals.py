@@ -11,7 +11,7 @@ from densepred.losses.normals import CosineLoss
 from densepred.losses.von_mises_fisher import SMALLEST_CONCENTRATION, VonMisesFisherLoss
 from densepred.metrics.normals import NormalsMetrics, angle_degrees
 from densepred.sample import Kind, valid_normals
-from densepred.tasks.base import Task
+from densepred.tasks.base import Task, parts
 from densepred.tasks.pictures import fixed_scale, heat, shades
 
 _SHORTEST = 1e-2
@@ -63,7 +63,8 @@ class Normals(Task):
     ) -> None:
         if loss is None:
             loss = VonMisesFisherLoss() if uncertainty else CosineLoss()
-        if isinstance(loss, VonMisesFisherLoss) is not uncertainty:
+        sure = [part for part in parts(loss) if isinstance(part, VonMisesFisherLoss)]
+        if sure != ([loss] if uncertainty else []):
             raise ConfigurationError(
                 f"Normals: {type(loss).__name__} with uncertainty={str(uncertainty).lower()}. Concentrations, the "
                 "fourth plane, are learnt by VonMisesFisherLoss and by no other: give both or neither."

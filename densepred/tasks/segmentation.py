@@ -12,7 +12,7 @@ from densepred.losses.segmentation import BinaryCrossEntropyLoss, CrossEntropyLo
 from densepred.metrics.segmentation import Mode, SegmentationMetrics, class_names
 from densepred.palettes import VOID_COLOUR, voc_palette
 from densepred.sample import VOID, Kind, valid_segmentation
-from densepred.tasks.base import Batch, Task
+from densepred.tasks.base import Batch, Task, parts
 
 
 class Segmentation(Task):
@@ -43,7 +43,7 @@ class Segmentation(Task):
         palette: Colours (red, green, blue, 0 to 255), one a class; those of Pascal VOC by default.
 
     Raises:
-        ConfigurationError: If names, weights or colours don't fit the classes, or the mode.
+        ConfigurationError: If names, weights or colours don't fit the classes, or they or the loss the mode.
 
     Example:
         >>> task = Segmentation(["floor", "wall", "chair"])
@@ -81,8 +81,8 @@ class Segmentation(Task):
             )
         planes = 1 if mode == "binary" else len(names)
         loss = _default_loss(mode, class_weights) if loss is None else loss
-        _check_weights(loss, planes)
         super().__init__(name, planes, loss, weight)
+        _check_loss(loss, planes, mode)
         self.classes = names
         self.mode = mode
         self.palette = voc_palette(len(names)) if palette is None else palette
@@ -193,9 +193,15 @@ def _default_loss(mode: Mode, class_weights: list[float] | None) -> Loss:
     return BinaryCrossEntropyLoss(class_weights)
 
 
-def _check_weights(loss: Loss, planes: int) -> None:
-    """Refuses weights of a loss, or of a part of it, that are not one a plane."""
-    for part in loss.modules():
+def _check_loss(loss: Loss, planes: int, mode: Mode) -> None:
+    """Refuses a loss that asks another question than the mode, and weights that are not one a plane."""
+    for part in parts(loss):
+        if part.exclusive not in (None, mode == "multiclass"):
+            fitting = "binary or multilabel mode" if mode == "multiclass" else "multiclass mode"
+            raise ConfigurationError(
+                f"Segmentation: {type(part).__name__} is for {fitting}; the mode is {mode}. Leave `loss` out for that "
+                "of the mode, or change the mode."
+            )
         for key in ("class_weights", "positive_weights"):
             weights = getattr(part, key, None)
             if isinstance(weights, Tensor) and len(weights) != planes:
