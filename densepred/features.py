@@ -1,6 +1,33 @@
-"""What an encoder says about its maps."""
+"""What an encoder says about its maps, and where their cells lie."""
 
 from typing import NamedTuple
+
+
+class Place(NamedTuple):
+    """Where the cells of a map lie along an axis, followed through layers that need not be padded.
+
+    Args:
+        origin: The pixel on which the first cell is centred.
+        stride: Pixels between the cells.
+
+    Example:
+        >>> Place().after(3).after(2, stride=2)
+        Place(origin=1.5, stride=2)
+        >>> Place(origin=1.5, stride=2).enlarged(2, factor=2)
+        Place(origin=1.0, stride=1)
+    """
+
+    origin: float = 0.0
+    stride: int = 1
+
+    def after(self, kernel_size: int, stride: int = 1, dilation: int = 1) -> "Place":
+        """Behind an unpadded convolution or pooling: a cell lies in the middle of what it reads."""
+        return Place(self.origin + self.stride * dilation * (kernel_size - 1) / 2, self.stride * stride)
+
+    def enlarged(self, kernel_size: int, factor: int) -> "Place":
+        """Behind an unpadded transposed convolution: a cell lies in the middle of what it is spread over."""
+        stride = self.stride // factor
+        return Place(self.origin - stride * (kernel_size - 1) / 2, stride)
 
 
 class FeatureSpec(NamedTuple):

@@ -307,10 +307,11 @@ def test_unet_widths_beyond_the_skips_go_on_to_the_image():
     assert decoder(maps(SPEC, 64, 96)).shape == (1, 2, 64, 96)
 
 
-@pytest.mark.parametrize("widths", [(8, 8, 8), (8,) * 6])
+@pytest.mark.parametrize("widths", [(8, 8, 8), (8,) * 6, (8, 8, 8, 0)])
 def test_unet_says_how_many_widths_fit(widths):
     with pytest.raises(
-        ConfigurationError, match=r"Give 4 \(one for each skip\) to 5 \(up to the image's size\) widths"
+        ConfigurationError,
+        match=r"Give 4 \(one for each skip\) to 5 \(up to the image's size\) widths, each at least 1",
     ):
         UNetDecoder(SPEC, 2, widths=widths)
 

@@ -449,7 +449,8 @@ def test_half_precision_trains(recompute):
     [
         (FeatureSpec((8,), (4,)), {}, "yields one, of stride 4. Use PointwiseDecoder"),
         (FeatureSpec((8, 8), (4, 8)), {"layers": (2, 2, 2, 2)}, r"Give 1 \(one for each skip\) to 3 \(up to the image"),
-        (FeatureSpec((8, 8), (4, 8)), {"layers": (0,)}, "each number at least 1"),
+        (FeatureSpec((8, 8), (4, 8)), {"layers": (0,)}, r"layers, each at least 1"),
+        (FeatureSpec((8, 8), (4, 8)), {"growth": 0}, "growth is 0. Expected 1 map or more"),
         (FeatureSpec((8, 8), (4, 6)), {}, "strides \\(4, 6\\). Use UNetDecoder"),
         (FeatureSpec((8, 8), (1, 2), (3.0, 4.5)), {}, "leave margins .*first cells are centred on pixels"),
         (FeatureSpec((8, 8), (1, 2)), {"name": "densenet"}, "name is 'densenet'. Expected one of: fc_densenet56"),

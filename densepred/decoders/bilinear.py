@@ -12,6 +12,16 @@ Upsampling = Literal["bilinear", "learned", "nearest"]
 """Fixed bilinear, a kernel for each plane that starts as bilinear, or fixed nearest."""
 
 
+def kernel_size(upsampling: Upsampling, factor: int) -> int:
+    """Side of the kernel of the transposed convolution that a layer is.
+
+    Example:
+        >>> kernel_size("bilinear", 32), kernel_size("learned", 3), kernel_size("nearest", 2)
+        (64, 5, 2)
+    """
+    return factor if upsampling == "nearest" else 2 * factor - factor % 2
+
+
 def bilinear_kernel(factor: int) -> Tensor:
     """The kernel of a transposed convolution of stride `factor` that interpolates bilinearly.
 
@@ -22,7 +32,7 @@ def bilinear_kernel(factor: int) -> Tensor:
         >>> bilinear_kernel(2)[1]
         tensor([0.1875, 0.5625, 0.5625, 0.1875])
     """
-    size = 2 * factor - factor % 2
+    size = kernel_size("bilinear", factor)
     line = 1 - (torch.arange(size) - (size - 1) / 2).abs() / factor
     return line[:, None] * line
 
@@ -113,16 +123,3 @@ def upsampling_layer(upsampling: Upsampling, channels: int, factor: int, padded:
         case "nearest":
             return nn.Upsample(scale_factor=float(factor), mode="nearest")
     raise ConfigurationError(f"upsampling is {upsampling!r}. Expected bilinear, learned or nearest.")
-
-
-def unpadded_reach(upsampling: Upsampling, factor: int) -> float:
-    """How many new cells lie between the first of them and the first old cell's centre, without padding.
-
-    Half the kernel: cell 0 of the planes is spread over new cells 0 to k - 1.
-
-    Example:
-        >>> unpadded_reach("bilinear", 32), unpadded_reach("nearest", 2)
-        (31.5, 0.5)
-    """
-    size = factor if upsampling == "nearest" else 2 * factor - factor % 2
-    return (size - 1) / 2

@@ -7,9 +7,9 @@ from torch.nn import functional as F
 
 from densepred.blocks import Activation, ConvNormAct, Norm
 from densepred.decoders.base import Decoder
-from densepred.decoders.bilinear import Upsampling, unpadded_reach, upsampling_layer
+from densepred.decoders.bilinear import Upsampling, kernel_size, upsampling_layer
 from densepred.errors import ConfigurationError
-from densepred.features import FeatureSpec
+from densepred.features import FeatureSpec, Place
 
 
 def _score(in_channels: int, out_channels: int) -> nn.Conv2d:
@@ -172,27 +172,23 @@ def _skip_strides(spec: FeatureSpec, finest: int) -> list[int]:
 
 
 def _crops(spec: FeatureSpec, skips: list[int], upsampling: Upsampling) -> tuple[list[int | None], int | None]:
-    """Cells that each skip's map, and at last the planes, begin before what is added to them, and the image.
-
-    Found by following the pixel on which the planes' first cell is centred through the deconvolutions.
-    """
+    """Cells that each skip's map, and at last the planes, begin before what is added to them, and the image."""
     if not spec.origins:
         return [None] * len(skips), None
     crops: list[int | None] = []
-    stride, origin = spec.strides[-1], spec.origins[-1]
-    if origin == (stride - 1) / 2:
+    place = Place(spec.origins[-1], spec.strides[-1])
+    if place.origin == (place.stride - 1) / 2:
         raise ConfigurationError(
-            f"FCNDecoder: the encoder's coarsest map, of stride {stride}, has its first cell centred on pixel "
-            f"{origin}: it has no margin, and may end before the image does. Set the encoder's `padded` to true, or "
-            "take the decoder that was published with it."
+            f"FCNDecoder: the encoder's coarsest map, of stride {place.stride}, has its first cell centred on pixel "
+            f"{place.origin}: it has no margin, and may end before the image does. Set the encoder's `padded` to true, "
+            "or take the decoder that was published with it."
         )
     for i in skips:
-        finer = spec.strides[i]
-        origin -= unpadded_reach(upsampling, stride // finer) * finer
-        stride = finer
-        crops.append(_cells((origin - spec.origins[i]) / stride, spec))
-    origin -= unpadded_reach(upsampling, stride) if stride > 1 else 0
-    return crops, _cells(-origin, spec)
+        factor = place.stride // spec.strides[i]
+        place = place.enlarged(kernel_size(upsampling, factor), factor)
+        crops.append(_cells((place.origin - spec.origins[i]) / place.stride, spec))
+    place = place.enlarged(kernel_size(upsampling, place.stride), place.stride)
+    return crops, _cells(-place.origin, spec)
 
 
 def _cells(number: float, spec: FeatureSpec) -> int:

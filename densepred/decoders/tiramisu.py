@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from densepred.blocks import Activation, Norm
 from densepred.decoders.base import Decoder
+from densepred.decoders.climbing import rungs
 from densepred.dense_block import FC_DENSENETS, DenseBlock, DenseOptions, FCDenseNetName
 from densepred.errors import ConfigurationError
 from densepred.features import FeatureSpec
@@ -122,18 +123,16 @@ class TiramisuDecoder(Decoder):
             )
         layers = _layers(spec, name) if layers is None else tuple(layers)
         growth = FC_DENSENETS[name].growth if growth is None else growth
-        _check(spec, layers, growth)
+        climb = rungs("TiramisuDecoder", spec, "layers", layers)
+        _check(spec, growth)
         options = DenseOptions(norm, activation, dropout, bias, batch_statistics, recompute)
-        further = len(layers) - len(spec.strides) + 1
-        skips = [*spec.channels[-2::-1], *[0] * further]
-        strides = [*spec.strides[::-1], *(spec.strides[0] // 2 ** (i + 1) for i in range(further))]
         before = spec.channels[-1]
         after = min(before, WIDEST) if width is None else width
         self.ups, self.blocks = nn.ModuleList(), nn.ModuleList()
-        for i, count in enumerate(layers):
-            self.ups.append(TransitionUp(before, after, strides[i] // strides[i + 1], bias))
-            self.blocks.append(DenseBlock(after + skips[i], count, growth, options))
-            last = after + skips[i] + count * growth
+        for rung, count in zip(climb, layers, strict=True):
+            self.ups.append(TransitionUp(before, after, rung.factor, bias))
+            self.blocks.append(DenseBlock(after + rung.skip, count, growth, options))
+            last = after + rung.skip + count * growth
             before = after = count * growth
         self.score = nn.Conv2d(last, out_channels, 1, bias=bias)
         initialise(self.score, "kaiming_uniform")
@@ -158,13 +157,7 @@ def _layers(spec: FeatureSpec, name: str) -> tuple[int, ...]:
     return tuple(numbers[min(stride.bit_length(), len(numbers)) - 1] for stride in spec.strides[-2::-1])
 
 
-def _check(spec: FeatureSpec, layers: tuple[int, ...], growth: int) -> None:
-    skips = len(spec.strides) - 1
-    if not skips:
-        raise ConfigurationError(
-            f"TiramisuDecoder joins maps of several sizes; the encoder yields one, of stride {spec.strides[0]}. "
-            "Use PointwiseDecoder, TransposedConvDecoder or DeepLabV3Decoder."
-        )
+def _check(spec: FeatureSpec, growth: int) -> None:
     if any(coarse % fine for fine, coarse in zip(spec.strides, spec.strides[1:], strict=False)):
         raise ConfigurationError(
             f"TiramisuDecoder enlarges each map to the next finer one by a whole number; the encoder's maps have "
@@ -176,10 +169,5 @@ def _check(spec: FeatureSpec, layers: tuple[int, ...], growth: int) -> None:
             f"leave margins (the first cells are centred on pixels {spec.origins}). Set the encoder's `padded` to "
             "true, or take the decoder that was published with it."
         )
-    most = skips + spec.strides[0].bit_length() - 1
-    if not skips <= len(layers) <= most or min(*layers, growth) < 1:
-        expected = f"{skips}" if skips == most else f"{skips} (one for each skip) to {most} (up to the image's size)"
-        raise ConfigurationError(
-            f"TiramisuDecoder: layers {layers} and growth {growth} for an encoder with maps of strides {spec.strides}. "
-            f"Give {expected} numbers of layers, and each number at least 1."
-        )
+    if growth < 1:
+        raise ConfigurationError(f"TiramisuDecoder: growth is {growth}. Expected 1 map or more of each layer.")

@@ -1,7 +1,6 @@
 """The U-Net's decoder."""
 
 import math
-from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -10,8 +9,9 @@ from torch.nn import functional as F
 
 from densepred.blocks import Activation, ConvNormAct, Norm
 from densepred.decoders.base import Decoder
+from densepred.decoders.climbing import Rung, rungs
 from densepred.errors import ConfigurationError
-from densepred.features import FeatureSpec
+from densepred.features import FeatureSpec, Place
 from densepred.initialisers import Initialisation, initialise
 
 WIDTHS = (256, 128, 64, 32, 16)
@@ -145,28 +145,15 @@ class UNetDecoder(Decoder):
         initialisation: Initialisation | None = None,
     ) -> None:
         super().__init__(spec, out_channels)
-        skips = len(spec.strides) - 1
         if widths is None:
-            widths = tuple(WIDTHS[min(i, len(WIDTHS) - 1)] for i in range(skips))
-        _check(spec, widths, upsampling, score_kernel)
-        further = len(widths) - skips
-        channels = [*spec.channels[-2::-1], *[0] * further]
-        strides = [*spec.strides[::-1], *(spec.strides[0] // 2 ** (i + 1) for i in range(further))]
-        crops, self.begin = _crops(spec, strides, score_kernel)
+            widths = tuple(WIDTHS[min(i, len(WIDTHS) - 1)] for i in range(len(spec.strides) - 1))
+        climb = rungs("UNetDecoder", spec, "widths", tuple(widths))
+        _check(upsampling, score_kernel)
+        crops, self.begin = _crops(spec, climb, score_kernel)
         self.dropout = nn.Dropout(dropout)
         self.steps = nn.ModuleList(
-            UNetStep(
-                before,
-                channels[i],
-                width,
-                strides[i] // strides[i + 1],
-                upsampling,
-                norm,
-                activation,
-                bias,
-                crops[i],
-            )
-            for i, (before, width) in enumerate(zip((spec.channels[-1], *widths), widths, strict=False))
+            UNetStep(before, rung.skip, width, rung.factor, upsampling, norm, activation, bias, crop)
+            for before, width, rung, crop in zip((spec.channels[-1], *widths), widths, climb, crops, strict=False)
         )
         padding = 0 if spec.origins else score_kernel // 2
         self.score = nn.Conv2d(widths[-1], out_channels, score_kernel, padding=padding)
@@ -192,25 +179,20 @@ def _draw_up_convolutions(decoder: nn.Module) -> None:
             nn.init.normal_(layer.weight, 0, math.sqrt(2 / layer.in_channels))
 
 
-def _crops(spec: FeatureSpec, strides: list[int], score_kernel: int) -> tuple[list[int | None], int]:
-    """By how much each step crops its skip, and the planes' first cell inside the image; maps without margins: none.
-
-    Everything is followed by the place of the first cell's centre: upsampling moves it out by half the difference of
-    the strides, two unpadded 3x3 convolutions move it in by two cells.
-    """
-    steps = len(strides) - 1
+def _crops(spec: FeatureSpec, climb: list[Rung], score_kernel: int) -> tuple[list[int | None], int]:
+    """By how much each step crops its skip, and the planes' first cell inside the image; maps without margins: none."""
     if not spec.origins:
-        return [None] * steps, 0
+        return [None] * len(climb), 0
     crops: list[int | None] = []
-    place = spec.origins[-1]
-    for i, (coarse, fine) in enumerate(pairwise(strides)):
-        place -= (coarse - fine) / 2
-        skip = spec.origins[-2 - i] if i + 1 < len(spec.origins) else place
-        crops.append(_cells(place - skip, fine, spec, f"the map of stride {fine} begins inside the map that it joins"))
-        place += 2 * fine
-    fine = strides[-1]
-    place += score_kernel // 2 * fine
-    begin = _cells((fine - 1) / 2 - place, fine, spec, "the planes begin inside the image")
+    place = Place(spec.origins[-1], spec.strides[-1])
+    for i, rung in enumerate(climb):
+        place = place.enlarged(rung.factor, rung.factor)
+        skip = spec.origins[-2 - i] if rung.skip else place.origin
+        fault = f"the map of stride {place.stride} begins inside the map that it joins"
+        crops.append(_cells(place.origin - skip, place.stride, spec, fault))
+        place = place.after(3).after(3)
+    place = place.after(score_kernel)
+    begin = _cells((place.stride - 1) / 2 - place.origin, place.stride, spec, "the planes begin inside the image")
     return crops, begin
 
 
@@ -225,23 +207,10 @@ def _cells(pixels: float, stride: int, spec: FeatureSpec, fault: str) -> int:
     return int(cells)
 
 
-def _check(spec: FeatureSpec, widths: tuple[int, ...], upsampling: str, score_kernel: int) -> None:
-    skips = len(spec.strides) - 1
-    if not skips:
-        raise ConfigurationError(
-            f"UNetDecoder joins maps of several sizes; the encoder yields one, of stride {spec.strides[0]}. "
-            "Use PointwiseDecoder, TransposedConvDecoder or DeepLabV3Decoder."
-        )
+def _check(upsampling: str, score_kernel: int) -> None:
     if upsampling not in ("bilinear", "nearest", "transposed"):
         raise ConfigurationError(
             f"UNetDecoder: upsampling is {upsampling!r}; expected 'bilinear', 'nearest' or 'transposed'."
         )
     if score_kernel < 1 or score_kernel % 2 == 0:
         raise ConfigurationError(f"UNetDecoder: score_kernel is {score_kernel}; expected an odd number, as 1 or 3.")
-    most = skips + spec.strides[0].bit_length() - 1
-    if not skips <= len(widths) <= most:
-        expected = f"{skips}" if skips == most else f"{skips} (one for each skip) to {most} (up to the image's size)"
-        raise ConfigurationError(
-            f"UNetDecoder: {len(widths)} widths {tuple(widths)} for an encoder with maps of strides {spec.strides}. "
-            f"Give {expected} widths."
-        )

@@ -9,7 +9,7 @@ from densepred.blocks import Activation, ConvNormAct, Norm
 from densepred.encoders.base import Encoder
 from densepred.encoders.mirror import mirror
 from densepred.errors import ConfigurationError
-from densepred.features import FeatureSpec
+from densepred.features import FeatureSpec, Place
 from densepred.initialisers import Initialisation, initialise
 
 _DROPPED = 2  # the deepest levels end with dropout
@@ -92,11 +92,11 @@ class UNetEncoder(Encoder):
             deep = i >= len(widths) - _DROPPED
             self.levels.append(nn.Sequential(*convs, nn.Dropout(dropout if deep else 0.0)))
         initialise(self.levels, initialisation)
-        places, self.margin = ([], 0) if padded else _geometry(len(widths))
+        origins, self.margin = ([], 0) if padded else _geometry(len(widths))
         self.spec = FeatureSpec(
             tuple(widths),
             tuple(2**i for i in range(len(widths))),
-            tuple(place - self.margin for place in places),
+            tuple(origin - self.margin for origin in origins),
         )
 
     @property
@@ -134,17 +134,14 @@ class UNetEncoder(Encoder):
 def _geometry(levels: int) -> tuple[list[float], int]:
     """Where each map's first cell is centred, in pixels of the mirrored image, and the margin the whole U-Net eats.
 
-    Two unpadded 3x3 convolutions move the first cell by two cells, pooling by half a cell of the finer map, and an
-    up-convolution back by half a cell of the finer map.
-
     Example:
         >>> _geometry(5)
         ([2.0, 6.5, 15.5, 33.5, 69.5], 92)
     """
-    places, place = [], 0.0
+    place, origins = Place(), []
     for level in range(levels):
-        place += 2 * 2**level + (2**level / 4 if level else 0)
-        places.append(place)
-    for level in range(levels - 2, -1, -1):
-        place += 2 * 2**level - 2**level / 2
-    return places, round(place)
+        place = (place.after(2, stride=2) if level else place).after(3).after(3)
+        origins.append(place.origin)
+    for _ in range(levels - 1):
+        place = place.enlarged(2, factor=2).after(3).after(3)
+    return origins, round(place.origin)

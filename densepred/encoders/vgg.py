@@ -12,7 +12,7 @@ from densepred.encoders.base import Encoder
 from densepred.encoders.loading import LoadReport, load_pretrained
 from densepred.encoders.options import OutputStride, check_choice
 from densepred.errors import ConfigurationError
-from densepred.features import FeatureSpec
+from densepred.features import FeatureSpec, Place
 
 VGGName = Literal["vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn"]
 VGGMaps = Literal["conv", "pool"]
@@ -197,5 +197,5 @@ def _spec(maps: VGGMaps, output_stride: int, fully_connected: bool) -> FeatureSp
 def _without_padding(spec: FeatureSpec, dilation: int) -> FeatureSpec:
     """The same maps, the last of them by an fc6 without padding, with the places of their first cells."""
     *origins, last = ((stride - 1) / 2 for stride in spec.strides)
-    margin = dilation * (_WINDOW // 2) * spec.strides[-1]
-    return spec._replace(origins=(*origins, last + margin))
+    fc6 = Place(last, spec.strides[-1]).after(_WINDOW, dilation=dilation)
+    return spec._replace(origins=(*origins, fc6.origin))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from densepred.encoders.mirror import mirror
 from densepred.encoders.vgg import VGGEncoder, VGGMaps, VGGName
-from densepred.features import FeatureSpec
+from densepred.features import FeatureSpec, Place
 
 _POOLINGS = 3  # those that stay
 _STRIDE = 2**_POOLINGS
@@ -81,11 +81,11 @@ class DilatedVGGEncoder(VGGEncoder):
         # what is yielded begins at the image's corner, unlike the unpadded VGG's fc7
         self.spec = FeatureSpec(self.spec.channels, self.spec.strides)
         self.read = _read(self.pools, maps)
-        places, end = _places([*self.features, *(self.classifier or ())])
-        self.margin = round(end - (_STRIDE - 1) / 2)
+        places = _places([*self.features, *(self.classifier or ())])
+        self.margin = round(places[-1].origin - (_STRIDE - 1) / 2)
         # cell i of a map of stride s is centred on pixel s * i + (s - 1) / 2 once so many cells are cropped
         self.crops = [
-            round((self.margin + (stride - 1) / 2 - places[index]) / stride)
+            round((self.margin + (stride - 1) / 2 - places[index].origin) / stride)
             for index, stride in zip(self.read, self.spec.strides, strict=False)
         ]
 
@@ -114,15 +114,13 @@ def _read(pools: list[int], maps: VGGMaps) -> list[int]:
     return pools[: _POOLINGS + 1]
 
 
-def _places(layers: list[nn.Module]) -> tuple[list[float], float]:
-    """Where the first cell after each layer is centred, in pixels of the mirrored image; and after the last."""
-    place, stride = 0.0, 1
-    places = []
+def _places(layers: list[nn.Module]) -> list[Place]:
+    """Where the cells after each layer lie in the mirrored image."""
+    place, places = Place(), []
     for layer in layers:
         if isinstance(layer, nn.Conv2d):
-            place += stride * layer.dilation[0] * (layer.kernel_size[0] - 1) / 2
+            place = place.after(layer.kernel_size[0], dilation=layer.dilation[0])
         elif isinstance(layer, nn.MaxPool2d):
-            place += stride / 2
-            stride *= 2
+            place = place.after(2, stride=2)
         places.append(place)
-    return places, place
+    return places
