@@ -199,6 +199,12 @@ def test_the_context_module_has_the_published_number_of_parameters(classes, cont
     assert total is None or sum(p.numel() for p in net.parameters()) == total
 
 
+def test_the_basic_modules_kernels_have_64_weights_for_each_pair_of_classes():
+    with torch.device("meta"):
+        context = ContextDecoder(SPEC, 21).context
+    assert sum(p.numel() for p in context.parameters() if p.dim() == 4) == 64 * 21**2 == 28_224
+
+
 @pytest.mark.parametrize("dilations", [(1, 1, 2, 4, 8, 16, 1), KITTI, (1, 2)])
 @pytest.mark.parametrize("large", [False, True], ids=["basic", "large"])
 @pytest.mark.parametrize("pad_once", [False, True])

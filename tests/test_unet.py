@@ -105,6 +105,13 @@ def test_multiplications_are_as_many_as_published(channels, classes, padded, siz
     assert round(counter.get_total_flops() / 2e9, digits) == giga
 
 
+def test_weights_of_the_padded_form_fit_the_published_one():
+    with torch.device("meta"):
+        states = [unet(padded=padded).state_dict() for padded in (True, False)]
+    padded, valid = ({key: value.shape for key, value in state.items()} for state in states)
+    assert padded == valid
+
+
 def test_there_are_23_convolutions():
     with torch.device("meta"):
         net = unet()
