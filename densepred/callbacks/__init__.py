@@ -5,12 +5,25 @@ from typing import TYPE_CHECKING
 from densepred.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from densepred.callbacks.artifacts import CheckpointArtifacts as CheckpointArtifacts
+    from densepred.callbacks.diagnostics import Diagnostics as Diagnostics
+    from densepred.callbacks.environment import Environment as Environment
     from densepred.callbacks.panels import Panels as Panels
     from densepred.callbacks.progress import EpochProgress as EpochProgress
     from densepred.callbacks.results import Results as Results
     from densepred.callbacks.summary import NetworkSummary as NetworkSummary
+    from densepred.callbacks.throughput import Throughput as Throughput
 
 __getattr__, __all__ = lazy_exports(
     __name__,
-    {"EpochProgress": "progress", "NetworkSummary": "summary", "Panels": "panels", "Results": "results"},
+    {
+        "CheckpointArtifacts": "artifacts",
+        "Diagnostics": "diagnostics",
+        "Environment": "environment",
+        "EpochProgress": "progress",
+        "NetworkSummary": "summary",
+        "Panels": "panels",
+        "Results": "results",
+        "Throughput": "throughput",
+    },
 )

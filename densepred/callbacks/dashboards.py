@@ -1,6 +1,6 @@
-"""Panels on dashboards: Weights & Biases with masks to switch on and off, TensorBoard with the sheets."""
+"""Pictures and diagnostics on dashboards: Weights & Biases, and TensorBoard without an account."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,8 @@ from torch import Tensor
 
 from densepred.callbacks.sheet import draw_sheet
 from densepred.callbacks.shots import Shot, array_of, legends_of, row_of
+from densepred.reports.diagnostics import angle_chart, confusion_chart, distance_chart, ious
+from densepred.reports.layout import layout
 from densepred.sample import VOID
 from densepred.tasks.base import Task
 from densepred.tasks.segmentation import Segmentation
@@ -62,3 +64,93 @@ def masks_of(shot: Shot, task: Segmentation) -> Masks:
 def _mask(labels: Tensor, known: Tensor, names: dict[int, str]) -> dict[str, Any]:
     data = torch.where(known, labels.long(), VOID).numpy()
     return {"mask_data": data, "class_labels": {**names, VOID: "void"}}
+
+
+def send_diagnostics(
+    loggers: Sequence[Logger],
+    stage: str,
+    tasks: Sequence[Task],
+    found: dict[str, dict[str, Any]],
+    shots: dict[str, list[Shot]],
+    step: int,
+) -> None:
+    """Sends what `Diagnostics` found of each task: `worst/<stage>/<task>` and `diagnostics/<stage>/<task>...`."""
+    for logger in loggers:
+        if not isinstance(logger, WandbLogger | TensorBoardLogger):
+            continue
+        for task in tasks:
+            mine, end = found[task.name], f"{stage}/{task.name}"
+            if isinstance(logger, WandbLogger):
+                _diagnostics_to_wandb(logger, end, mine, step)
+            else:
+                _diagnostics_to_tensorboard(logger, end, mine, step)
+            if shown := shots.get(task.name):
+                sheet = np.asarray(draw_sheet([row_of(shot, [task]) for shot in shown], "", legends_of(shown, [task])))
+                if isinstance(logger, WandbLogger):
+                    logger.log_image(f"worst/{end}", [sheet], step, caption=[mine["error"]])
+                else:
+                    logger.experiment.add_image(f"worst/{end}", sheet, step, dataformats="HWC")
+
+
+def _diagnostics_to_wandb(logger: WandbLogger, end: str, found: dict[str, Any], step: int) -> None:
+    import wandb
+
+    sent: dict[str, Any] = {}
+    charts: list[str] = []
+    if "confusion" in found:
+        rows = [[name, value] for name, value in ious(found).items()]
+        sent[f"iou/{end}"] = wandb.Table(columns=["class", "IoU"], data=rows)
+        charts.append(confusion_chart(found))
+    if "angles" in found:
+        counts = np.asarray(found["angles"])
+        sent[f"angles/{end}"] = wandb.Histogram(np_histogram=(counts, np.arange(181)), num_bins=180)
+        charts.append(angle_chart(found))
+    if "by_distance" in found:
+        charts.append(distance_chart(found))
+    if charts:
+        sent[f"diagnostics/{end}"] = wandb.Html("".join(charts), inject=False)
+    if sent:
+        logger.log_metrics(sent, step)
+
+
+def _diagnostics_to_tensorboard(logger: TensorBoardLogger, end: str, found: dict[str, Any], step: int) -> None:
+    writer = logger.experiment
+    if "confusion" in found:
+        rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in ious(found).items())
+        writer.add_text(f"iou/{end}", f"| class | IoU |\n|---|---|\n{rows}", step)
+        for number, picture in enumerate(_confusion_pictures(found)):
+            tag = f"confusion/{end}" if len(found["confusion"]) == 1 else f"confusion/{end}/{found['classes'][number]}"
+            writer.add_image(tag, picture, step, dataformats="HWC")
+    if "angles" in found:
+        counts = np.asarray(found["angles"], dtype=np.float64)
+        middles = np.arange(180) + 0.5
+        writer.add_histogram_raw(
+            f"angles/{end}", 0.0, 180.0, int(counts.sum()), float(counts @ middles), float(counts @ middles**2),
+            np.arange(1.0, 181.0).tolist(), counts.tolist(), step,
+        )  # fmt: skip
+    if "by_distance" in found:
+        numbers = found["by_distance"]
+        for begin, end_, value in zip(numbers["edges"][:-1], numbers["edges"][1:], numbers["relative"], strict=True):
+            if np.isfinite(value):
+                writer.add_scalar(f"by_distance/{end}/{begin:g}_to_{end_:g}_m", value, step)
+
+
+def _confusion_pictures(found: dict[str, Any]) -> Iterable[np.ndarray[Any, np.dtype[np.uint8]]]:
+    """Each true class's share of predictions, a cell of 16 pixels: white is 0, dark is 1."""
+    for matrix in found["confusion"]:
+        counts = np.asarray(matrix, dtype=np.float64)
+        share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+        grey = (255 * (1 - share)).round().astype(np.uint8)
+        yield np.repeat(np.repeat(grey, 16, 0), 16, 1)[..., None].repeat(3, 2)
+
+
+def send_layout(loggers: Sequence[Logger], keys: Iterable[str]) -> None:
+    """Tells TensorBoard which curves stand together, on its Custom Scalars page."""
+    sections = layout(keys)
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            plots = {
+                name: {plot.title: ["Multiline", list(plot.keys)] for plot in of_section}
+                for name, of_section in sections.items()
+            }
+            logger.experiment.add_custom_scalars(plots)

@@ -9,11 +9,15 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from densepred.callbacks.run_files import write_json
+from densepred.reports.run import DIAGNOSTICS
 from densepred.tasks.base import Task
 
 
 class Results(pl.Callback):
     """Prints the metrics of the last validation, or of the test, and where the run's files are.
+
+    The same numbers go to `<run folder>/diagnostics/<stage>_results.json`.
 
     Args:
         baseline: Add the best constant predictor's column (most frequent class, mean depth, mean normal of the very
@@ -54,6 +58,13 @@ class Results(pl.Callback):
             else {}
         )
         print(results_table(tasks, stage, reached, constant), flush=True)
+        write_json(
+            Path(trainer.log_dir or trainer.default_root_dir) / DIAGNOSTICS / f"{stage}_results.json",
+            {
+                "network": {key: value for key, value in reached.items() if key.startswith(f"{stage}/")},
+                "constant": constant,
+            },
+        )
         for line in _files(trainer):
             print(line, flush=True)
 

@@ -20,10 +20,13 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveCon
 from pytorch_lightning.loggers import CSVLogger
 
 from densepred.callbacks.checkpoints import WholeFileCheckpointIO, run_checkpoints
+from densepred.callbacks.diagnostics import Diagnostics
+from densepred.callbacks.environment import Environment
 from densepred.callbacks.panels import Panels
 from densepred.callbacks.progress import EpochProgress
 from densepred.callbacks.results import Results
 from densepred.callbacks.summary import NetworkSummary
+from densepred.callbacks.throughput import Throughput
 from densepred.data.datamodule import DenseDataModule
 from densepred.errors import ConfigurationError
 from densepred.loggers import drop_rows_after, wandb_offline_unless_reachable, with_run_logger
@@ -175,13 +178,13 @@ class DensePredCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def _standard_callbacks(self, options: Any, own: list[pl.Callback], logger: Any) -> list[pl.Callback]:
-        callbacks: list[pl.Callback] = [Panels(), Results()]
+        callbacks: list[pl.Callback] = [Environment(), Panels(), Diagnostics(), Results()]
         if options.get("enable_progress_bar") is not False:
             callbacks.append(EpochProgress())
         if options.get("enable_model_summary") is not False:
             callbacks.append(NetworkSummary())
         if logger is not False and self.subcommand == "fit":
-            callbacks.append(LearningRateMonitor("step"))
+            callbacks += [LearningRateMonitor("step"), Throughput()]
         callbacks = [new for new in callbacks if not any(isinstance(old, type(new)) for old in own)]
         if options.get("enable_checkpointing") is not False and not any(isinstance(c, ModelCheckpoint) for c in own):
             callbacks += run_checkpoints(list(self.model.tasks))

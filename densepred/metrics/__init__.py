@@ -7,6 +7,7 @@ from densepred.lazy import lazy_exports
 if TYPE_CHECKING:
     from densepred.metrics.base import DenseMetric as DenseMetric
     from densepred.metrics.depth import DepthMetrics as DepthMetrics
+    from densepred.metrics.depth_by_distance import DepthByDistance as DepthByDistance
     from densepred.metrics.normals import NormalsMetrics as NormalsMetrics
     from densepred.metrics.regression import RegressionMetrics as RegressionMetrics
     from densepred.metrics.segmentation import SegmentationMetrics as SegmentationMetrics
@@ -15,6 +16,7 @@ __getattr__, __all__ = lazy_exports(
     __name__,
     {
         "DenseMetric": "base",
+        "DepthByDistance": "depth_by_distance",
         "DepthMetrics": "depth",
         "NormalsMetrics": "normals",
         "RegressionMetrics": "regression",

@@ -1,0 +1,103 @@
+"""What the machine does while a network trains: images a second, waiting for data, memory, size of the gradient."""
+
+import sys
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch.optim import Optimizer
+
+from densepred.tasks.base import Batch
+
+
+class Throughput(pl.Callback):
+    """Logs, every `log_every_n_steps` of the trainer, over the steps since the last time:
+
+    - `speed/images_per_second`: of all processes, validation not counted;
+    - `speed/data_wait`: the share of the time in which the process waited for a batch; far above 0, the loader is what
+      limits the speed;
+    - `memory/process` (the most this process held so far) and, on CUDA, `memory/device` (the most since the last time),
+      in GiB;
+    - `train/gradient_norm`: of all gradients, before clipping.
+
+    It never waits for the device, other than at the steps that log; times are those of the host, which a device that is
+    behind holds up at the same steps.
+
+    Args:
+        gradient_norm: Log the norm of the gradients (left out where parameters are sharded: a shard's norm is not it).
+    """
+
+    def __init__(self, gradient_norm: bool = True) -> None:
+        super().__init__()
+        self.gradient_norm = gradient_norm
+        self._images = 0
+        self._waited = self._busy = 0.0
+        self._ended: float | None = None
+        self._began = 0.0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Starts the clock: starting workers is waiting too."""
+        self._ended = time.perf_counter()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stops the clock."""
+        self._ended = None
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Lets it run on."""
+        self._ended = time.perf_counter()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """A batch has come."""
+        self._began = time.perf_counter()
+        self._waited += 0.0 if self._ended is None else self._began - self._ended
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Measures the gradient, at the steps that log."""
+        if not self.gradient_norm or not _logs(trainer, trainer.global_step) or _sharded(trainer):
+            return
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if gradients:
+            pl_module.log("train/gradient_norm", torch.nn.utils.get_total_norm(gradients))
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Adds up, and logs when it is time."""
+        self._ended = time.perf_counter()
+        self._busy += self._ended - self._began
+        self._images += len(batch["image"])
+        if not _logs(trainer, trainer.global_step - 1) or trainer.fit_loop.epoch_loop._should_accumulate():
+            return
+        seconds = max(self._waited + self._busy, 1e-9)
+        pl_module.log("speed/images_per_second", self._images * trainer.world_size / seconds)
+        pl_module.log("speed/data_wait", self._waited / seconds)
+        pl_module.log("memory/process", process_gibibytes())
+        if pl_module.device.type == "cuda":
+            pl_module.log("memory/device", torch.cuda.max_memory_allocated(pl_module.device) / 2**30)
+            torch.cuda.reset_peak_memory_stats(pl_module.device)
+        self._images, self._waited, self._busy = 0, 0.0, 0.0
+
+
+def _logs(trainer: pl.Trainer, step: int) -> bool:
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return every > 0 and (step + 1) % every == 0
+
+
+def _sharded(trainer: pl.Trainer) -> bool:
+    return not isinstance(trainer.strategy, pl.strategies.SingleDeviceStrategy | pl.strategies.DDPStrategy)
+
+
+def process_gibibytes() -> float:
+    """The most memory that this process has held; 0 where the system does not tell (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return 0.0
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / 2**30 if sys.platform == "darwin" else most / 2**20  # bytes there, KiB elsewhere

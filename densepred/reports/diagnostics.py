@@ -1,0 +1,131 @@
+"""Charts and tables of what `Diagnostics` wrote about a task."""
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from itertools import pairwise
+from typing import Any
+
+from densepred.reports.page import folded, table
+from densepred.reports.svg import Series, bars, chart, figure
+
+_WIDEST_NAMES = 14
+_ANGLES_SHOWN = 60
+
+
+def ious(found: Mapping[str, Any]) -> dict[str, float]:
+    """IoU by class from the confusion matrix; NaN for a class that is neither true nor predicted.
+
+    Example:
+        >>> ious({"mode": "multiclass", "classes": ["floor", "wall"], "confusion": [[[1, 1], [0, 2]]]})
+        {'floor': 0.5, 'wall': 0.6666666666666666}
+    """
+    names, matrices = found["classes"], found["confusion"]
+    if found["mode"] == "multilabel":
+        return {name: _iou(matrix, 1) for name, matrix in zip(names, matrices, strict=True)}
+    return {name: _iou(matrices[0], index) for index, name in enumerate(names)}
+
+
+def _iou(matrix: Sequence[Sequence[int]], index: int) -> float:
+    union = sum(matrix[index]) + sum(row[index] for row in matrix) - matrix[index][index]
+    return matrix[index][index] / union if union else math.nan
+
+
+def class_table(found: Mapping[str, Any]) -> str:
+    """A line for each class: IoU, recall, precision and its share of the true pixels; the worst IoU first."""
+    names = found["classes"]
+    rows: list[list[Any]] = []
+    several = found["mode"] == "multilabel"
+    for index, (name, iou) in enumerate(ious(found).items()):
+        matrix = found["confusion"][index if several else 0]
+        at = 1 if several else index
+        hit, true, predicted = matrix[at][at], sum(matrix[at]), sum(row[at] for row in matrix)
+        total = sum(map(sum, matrix))
+        rows.append([name, iou, _ratio(hit, true), _ratio(hit, predicted), _ratio(true, total)])
+    rows.sort(key=lambda row: (math.isnan(row[1]), row[1]))
+    shown = [[cell if not isinstance(cell, float) or math.isfinite(cell) else None for cell in row] for row in rows]
+    caption = f"{len(names)} classes, the worst first"
+    return table(["class", "IoU", "recall", "precision", "share of pixels"], shown, caption)
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else math.nan
+
+
+def confusion_chart(found: Mapping[str, Any]) -> str:
+    """The confusion matrix as a grid of shares: of the pixels of a true class (row), what they were taken for."""
+    if found["mode"] == "multilabel":
+        charts = [
+            _grid(matrix, ["no", "yes"], name)
+            for name, matrix in zip(found["classes"], found["confusion"], strict=True)
+        ]
+        return folded("Confusion matrix of each class", "".join(charts))
+    return _grid(found["confusion"][0], found["classes"], "Confusion matrix")
+
+
+def _grid(counts: Sequence[Sequence[int]], names: Sequence[str], title: str) -> str:
+    cell = max(10, min(34, 560 // len(names)))
+    left = 12 + 7 * min(max(map(len, names)), _WIDEST_NAMES)
+    side, above = cell * len(names), 12 + 5 * min(max(map(len, names)), _WIDEST_NAMES)
+    parts = [
+        f'<text x="{left - 6}" y="{above + cell * (i + 0.5) + 4:.1f}" text-anchor="end">{escape(_cut(name))}</text>'
+        f'<text transform="translate({left + cell * (i + 0.5) + 3:.1f} {above - 6}) rotate(-45)">'
+        f"{escape(_cut(name))}</text>"
+        for i, name in enumerate(names)
+    ]
+    for i, row in enumerate(counts):
+        whole = sum(row)
+        for j, count in enumerate(row):
+            share = count / whole if whole else 0.0
+            x, y = left + cell * j, above + cell * i
+            words = escape(f"{names[i]} taken for {names[j]}: {100 * share:.1f} % ({count:,} pixels)")
+            colour = "#2e9e6b" if i == j else "#c8413f"
+            parts.append(
+                f'<rect x="{x}" y="{y}" width="{cell - 1}" height="{cell - 1}" fill="{colour}" '
+                f'fill-opacity="{0.04 + 0.96 * share:.3f}"><title>{words}</title></rect>'
+            )
+            if cell >= 22 and share >= 0.005:
+                parts.append(
+                    f'<text x="{x + (cell - 1) / 2}" y="{y + cell / 2 + 3}" font-size="10" text-anchor="middle" '
+                    f'pointer-events="none">{100 * share:.0f}</text>'
+                )
+    width, height = left + side + above, above + side + 4
+    svg = (
+        f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" fill="currentColor" '
+        f'font-family="system-ui, sans-serif" font-size="11">{"".join(parts)}</svg>'
+    )
+    return figure(title, svg, "", "rows: true, columns: predicted, in per cent of the row").replace(
+        'class="chart"', 'class="wide"'
+    )
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= _WIDEST_NAMES else name[: _WIDEST_NAMES - 1] + "…"
+
+
+def angle_chart(found: Mapping[str, Any]) -> str:
+    """The histogram of angles between predicted and true normals, a bar a degree, those above 60 told in the title."""
+    counts = found["angles"]
+    total = sum(counts) or 1
+    beyond = 100 * sum(counts[_ANGLES_SHOWN:]) / total
+    shown = [100 * count / total for count in counts[:_ANGLES_SHOWN]]
+    title = f"Angle errors ({beyond:.1f} % above {_ANGLES_SHOWN} degrees)"
+    return bars(shown, list(range(_ANGLES_SHOWN + 1)), title, "degrees", "per cent of pixels")
+
+
+def distance_chart(found: Mapping[str, Any]) -> str:
+    """The error of depth, relative and in metres, and the share of pixels, by true depth."""
+    numbers = found["by_distance"]
+    edges = numbers["edges"]
+    middles = [(begin + end) / 2 for begin, end in pairwise(edges)]
+    total = sum(value or 0 for value in numbers["pixels"]) or 1
+    lines = [
+        Series("metres", middles, _numbers(numbers["absolute"])),
+        Series("relative", middles, _numbers(numbers["relative"])),
+        Series("share of pixels", middles, [(value or 0) / total for value in numbers["pixels"]], dashed=True),
+    ]
+    return chart(lines, "Mean error by true depth", "metres")
+
+
+def _numbers(values: Sequence[float | None]) -> list[float]:
+    return [math.nan if value is None else value for value in values]
