@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import pytorch_lightning as pl
+from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
@@ -15,6 +16,7 @@ from densepred.decoders.base import DecoderFactory
 from densepred.encoders.base import Encoder
 from densepred.errors import ConfigurationError
 from densepred.network import AUXILIARY, DenseNetwork
+from densepred.parameter_groups import LinearScaling, RateScales, parameter_groups
 from densepred.recipe import class_path, recipe
 from densepred.resume import keep_configured_rates
 from densepred.sample import Kind, pad_planes
@@ -45,6 +47,13 @@ class DensePredictor(pl.LightningModule):
         optimizer: Builds the optimizer from parameters; AdamW with learning rate 3e-4 and weight decay 0.01 by default.
         lr_scheduler: Builds a schedule, stepped every step, from the optimizer and the total number of steps.
         encoder_lr_scale: The encoder's learning rate as a multiple of the optimizer's (fine-tuning: 0.1).
+        decoder_lr_scale: The decoders', which are new where the encoder is pretrained, as a multiple of it.
+        bias_lr_scale: A further multiple for the biases of convolutions and linear layers (FCN, DeepLab: 2).
+        lr_scales: Further multiples by glob patterns of the network's parameters: `{"decoders.*.score.*": 10}`.
+        decay_norms_and_biases: Whether weight decay applies to the parameters of normalisations and to biases.
+        reference_batch: The batch that the optimizer's learning rate is meant for; the rate is scaled linearly to the
+            images of a step: batch size x accumulated batches x processes (Goyal et al. Accurate, Large Minibatch SGD.
+            2017. arXiv:1706.02677). None takes the rate as it is.
         weights: A file of torchvision's `fcn_resnet*` or `deeplabv3_resnet*` to start from, encoder and decoder; the
             first task takes its classifier. `load_torchvision_segmentation` says what fits it.
         init_from: A checkpoint of densepred to start from, of the same encoder: what fits is taken, other scores and
@@ -80,6 +89,11 @@ class DensePredictor(pl.LightningModule):
         optimizer: OptimizerFactory | None = None,
         lr_scheduler: SchedulerFactory | None = None,
         encoder_lr_scale: float = 1.0,
+        decoder_lr_scale: float = 1.0,
+        bias_lr_scale: float = 1.0,
+        lr_scales: dict[str, float] | None = None,
+        decay_norms_and_biases: bool = True,
+        reference_batch: int | None = None,
         weights: str | Path | None = None,
         init_from: str | Path | None = None,
     ) -> None:
@@ -95,6 +109,11 @@ class DensePredictor(pl.LightningModule):
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
             encoder_lr_scale=encoder_lr_scale,
+            decoder_lr_scale=decoder_lr_scale,
+            bias_lr_scale=bias_lr_scale,
+            lr_scales=lr_scales,
+            decay_norms_and_biases=decay_norms_and_biases,
+            reference_batch=reference_batch,
             weights=weights,
             init_from=init_from,
         )
@@ -115,7 +134,9 @@ class DensePredictor(pl.LightningModule):
         self.auxiliary_weight = auxiliary_weight
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
-        self.encoder_lr_scale = encoder_lr_scale
+        self.rate_scales = RateScales(encoder_lr_scale, decoder_lr_scale, bias_lr_scale, lr_scales or {})
+        self.decay_norms_and_biases = decay_norms_and_biases
+        self.reference_batch = reference_batch
         self.metrics = nn.ModuleDict(
             {f"{stage}/{task.name}": task.metrics(stage) for stage in ("val", "test") for task in tasks}
         )
@@ -230,31 +251,50 @@ class DensePredictor(pl.LightningModule):
             self.metrics[f"{stage}/{task.name}"] = task.metrics(stage).to(self.device)
 
     def configure_optimizers(self) -> Any:
-        """The optimizer over two groups, encoder and the rest, and the schedule, stepped every step."""
+        """The optimizer over the parameters' groups, and the schedule, stepped every step."""
         optimizer = self.build_optimizer()
+        if self.reference_batch is not None:
+            rank_zero_only(print)(self._linear_scaling())
         if self.lr_scheduler is None:
             return optimizer
-        total_steps = int(self.trainer.estimated_stepping_batches)
+        total_steps = self.trainer.estimated_stepping_batches
+        if total_steps == float("inf"):
+            raise ConfigurationError(
+                "lr_scheduler needs to know when training ends: max_epochs and max_steps are both -1. Set "
+                "trainer.max_epochs or trainer.max_steps, or lr_scheduler to null."
+            )
         return {
             "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer, total_steps), "interval": "step"},
+            "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer, int(total_steps)), "interval": "step"},
         }
 
     def build_optimizer(self) -> Optimizer:
         """The optimizer at its configured rates, before any schedule."""
-        encoder = [parameter for parameter in self.network.encoder.parameters() if parameter.requires_grad]
-        inside = {id(parameter) for parameter in encoder}
-        rest = [p for p in self.parameters() if p.requires_grad and id(p) not in inside]
-        groups = [{"params": group, "name": name} for name, group in (("encoder", encoder), ("rest", rest)) if group]
-        optimizer = (self.optimizer or _default_optimizer)(groups)
-        for group in optimizer.param_groups:
-            if group["name"] == "encoder":
-                group["lr"] *= self.encoder_lr_scale
+        groups = parameter_groups(self, self.rate_scales, self.decay_norms_and_biases)
+        options = [{"params": group.parameters, "name": group.name, "names": group.names} for group in groups]
+        optimizer = (self.optimizer or _default_optimizer)(options)
+        for index, group in enumerate(groups):
+            group.apply(optimizer, index)
+        if self.reference_batch is not None and self._trainer is not None:
+            for scaled in optimizer.param_groups:
+                scaled["lr"] *= self._linear_scaling().factor
         return optimizer
+
+    def _linear_scaling(self) -> LinearScaling:
+        batch_size = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
+        if not self.reference_batch or self.reference_batch < 1 or batch_size is None:
+            raise ConfigurationError(
+                f"reference_batch {self.reference_batch} scales the learning rate to the batch size: expected 1 or "
+                f"more images, and a datamodule with a batch_size, which is {batch_size}. Give both, or leave "
+                "reference_batch out."
+            )
+        accumulated, processes = self.trainer.accumulate_grad_batches, self.trainer.world_size
+        return LinearScaling(self.reference_batch, batch_size, accumulated, processes)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """On resuming, the configured rates win over those in the optimizer's saved state."""
-        if self._trainer is not None and checkpoint.get("optimizer_states"):
+        fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        if fitting and checkpoint.get("optimizer_states"):
             keep_configured_rates(checkpoint, self.build_optimizer())
 
     def on_train_start(self) -> None:

@@ -21,12 +21,14 @@ def keep_configured_rates(checkpoint: dict[str, Any], configured: Optimizer) -> 
 
     PyTorch restores an optimizer's options with its state, so that a changed learning rate would be ignored. The
     checkpoint's rates are rescaled by new base rate / old base rate, which keeps the schedule's progress; other options
-    (weight decay, momentum, ...) are taken as configured.
+    (weight decay, momentum, ...) are taken as configured. Where parameters are grouped otherwise now, each takes its
+    state along.
 
     Args:
         checkpoint: Changed in place.
         configured: An optimizer as the configuration builds it, before any schedule.
     """
+    _regroup(checkpoint, configured)
     groups = checkpoint["optimizer_states"][0]["param_groups"]
     if len(groups) != len(configured.param_groups):
         return  # other parameters are trained: loading the state tells it
@@ -44,6 +46,30 @@ def keep_configured_rates(checkpoint: dict[str, Any], configured: Optimizer) -> 
         for key in ("base_lrs", "_last_lr"):
             if key in schedule and len(schedule[key]) == len(ratios):
                 schedule[key] = [rate * ratio for rate, ratio in zip(schedule[key], ratios, strict=True)]
+
+
+def _regroup(checkpoint: dict[str, Any], configured: Optimizer) -> None:
+    """Sorts the saved state of parameters into the configured groups, by the parameters' names."""
+    saved = checkpoint["optimizer_states"][0]
+    old, new = saved["param_groups"], configured.param_groups
+    names = [[group.get("names", []) for group in groups] for groups in (old, new)]
+    home = {name: index for index, group in enumerate(names[0]) for name in group}
+    if names[0] == names[1] or sorted(home) != sorted(name for group in names[1] for name in group):
+        return
+    places = {name: place for group in old for name, place in zip(group["names"], group["params"], strict=True)}
+    # an optimizer counts its parameters through its groups
+    order = [places[name] for group in names[1] for name in group]
+    saved["state"] = {number: saved["state"][place] for number, place in enumerate(order) if place in saved["state"]}
+    origins = [home[group[0]] for group in names[1]]
+    counts = iter(range(len(order)))
+    saved["param_groups"] = [
+        {**old[origin], "names": list(group), "params": [next(counts) for _ in group]}
+        for origin, group in zip(origins, names[1], strict=True)
+    ]
+    for schedule in checkpoint.get("lr_schedulers", []):
+        for key, values in schedule.items():
+            if isinstance(values, list) and len(values) == len(old):
+                schedule[key] = [values[origin] for origin in origins]
 
 
 def find_checkpoint(name: str, root: Path) -> Path:

@@ -66,7 +66,7 @@ def test_a_module_built_in_python_reloads_from_its_checkpoint_alone(tmp_path):
     image = sample(9)["image"][None]
     for name, prediction in module.eval()(image).items():
         torch.testing.assert_close(again(image)[name], prediction)
-    assert again.encoder_lr_scale == 0.5
+    assert again.rate_scales.encoder == 0.5
     assert again.network.auxiliary_decoders is not None
 
 

@@ -1,10 +1,11 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from densepred.errors import ConfigurationError
-from densepred.schedules import ExponentialDecay, OneCycle, PolyLR
+from densepred.schedules import Constant, Cosine, ExponentialDecay, OneCycle, PolyLR, Step
 
 
 def rates(schedule, optimizer, steps):
@@ -65,3 +66,49 @@ def test_one_cycle_equals_torch_for_one_group_and_keeps_the_ratio_of_two():
     assert max(ours) == pytest.approx(max(expected), abs=1e-2)
     assert ours[-1] == pytest.approx(1e-4)
     assert all(math.isclose(low / high, 0.1) for low, high in seen)
+
+
+def test_cosine_equals_torchs_annealing_to_the_same_floor():
+    optimizer, reference = two_groups(), two_groups()
+    ours = rates(Cosine(optimizer, total_steps=17), optimizer, 17)
+    theirs = rates(torch.optim.lr_scheduler.CosineAnnealingLR(reference, T_max=17), reference, 17)
+    assert np.array(ours) == pytest.approx(np.array(theirs))
+    optimizer = two_groups()
+    schedule = Cosine(optimizer, total_steps=10, floor=0.25)
+    rates(schedule, optimizer, 10)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.025, 0.25])
+
+
+def test_steps_equal_torchs_at_the_milestones_that_are_shares_of_the_training():
+    optimizer, reference = two_groups(), two_groups()
+    ours = rates(Step(optimizer, total_steps=40, milestones=(0.5, 0.75), factor=0.2), optimizer, 40)
+    multi = torch.optim.lr_scheduler.MultiStepLR(reference, milestones=[20, 30], gamma=0.2)
+    assert np.array(ours) == pytest.approx(np.array(rates(multi, reference, 40)))
+
+
+@pytest.mark.parametrize("options", [{"milestones": (2000,)}, {"factor": 0.0}])
+def test_steps_refuse_milestones_that_are_no_shares(options):
+    with pytest.raises(ConfigurationError, match="expected shares of the training"):
+        Step(two_groups(), 10, **options)
+
+
+SHAPES = {
+    PolyLR: lambda step, total: (1 - (step - 4) / (total - 4)) ** 0.9,
+    Cosine: lambda step, total: (1 + math.cos(math.pi * (step - 4) / (total - 4))) / 2,
+    Constant: lambda step, total: 1.0,
+    Step: lambda step, total: 0.1 ** ((step >= total / 2) + (step >= 3 * total / 4)),
+    ExponentialDecay: lambda step, total: 0.995**step,
+}
+
+
+@pytest.mark.parametrize("kind", SHAPES, ids=lambda kind: kind.__name__)
+def test_every_schedule_warms_up_linearly_and_then_follows_its_own_curve_in_every_group(kind):
+    optimizer = two_groups()
+    seen = np.array(rates(kind(optimizer, total_steps=20, warmup_steps=4), optimizer, 20))
+    expected = [0.2, 0.4, 0.6, 0.8] + [SHAPES[kind](step, 20) for step in range(4, 20)]
+    assert seen == pytest.approx(np.outer(expected, [0.1, 1.0]))
+
+
+def test_a_warm_up_longer_than_the_training_is_refused():
+    with pytest.raises(ConfigurationError, match=r"warmup_steps is 30, but the training has 20 steps. Give 0 to 19"):
+        Cosine(two_groups(), 20, warmup_steps=30)
