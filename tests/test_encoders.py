@@ -84,6 +84,7 @@ def test_resnet_maps_are_those_of_torchvisions_own_network(name, saved):
 def test_a_dilated_bottleneck_network_is_torchvisions(output_stride, dilated, saved):
     model = unlike_its_initialisation(get_model("resnet50", weights=None, replace_stride_with_dilation=dilated))
     encoder = ResNetEncoder("resnet50", saved(model.state_dict()), output_stride=output_stride).eval()
+    assert [str(layer) for layer in (encoder.layer3, encoder.layer4)] == [str(model.layer3), str(model.layer4)]
     image = torch.rand(1, 3, 64, 96)
     with torch.no_grad():
         maps, expected = encoder(image), torchvision_maps(model, image)

@@ -45,7 +45,7 @@ def _dilate(module: nn.Module, before: int, owner: str) -> int:
         if layer.stride != (1, 1):
             rate, after = before, 2 * before
         layer.stride = (1, 1)
-        layer.dilation = (rate, rate)
+        layer.dilation = tuple(rate if side > 1 else 1 for side in layer.kernel_size)
         layer.padding = tuple(rate * (side // 2) for side in layer.kernel_size)
     return after
 

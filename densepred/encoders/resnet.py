@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 
 from densepred.encoders.base import Encoder
+from densepred.encoders.dilation import dilate
 from densepred.encoders.loading import LoadReport, load_pretrained
 from densepred.encoders.options import OutputStride, check_choice
 from densepred.errors import ConfigurationError
@@ -108,13 +109,11 @@ class ResNetEncoder(Encoder):
         )
         if multi_grid is not None:
             _check_grid(multi_grid, name, len(self.layer4), output_stride)
-        dilation = 1
-        for stage, stride in ((self.layer3, 16), (self.layer4, 32)):
-            if stride > output_stride:
-                _dilate(stage, dilation)
-                dilation *= 2
-                if multi_grid is not None:
-                    _dilate_blocks(stage, dilation, multi_grid if stage is self.layer4 else (1,) * len(stage))
+        dilated = [stage for stage, stride in ((self.layer3, 16), (self.layer4, 32)) if stride > output_stride]
+        dilate(dilated, name)
+        if multi_grid is not None:
+            for i, stage in enumerate(dilated, start=1):
+                _dilate_blocks(stage, 2**i, multi_grid if stage is self.layer4 else (1,) * len(stage))
         self.load_report: LoadReport | None = None
         if weights is not None:
             keep = [key for key, given in (("mean", mean), ("std", std)) if given is not None]
@@ -150,27 +149,9 @@ def _check_grid(multi_grid: tuple[int, ...], name: str, blocks: int, output_stri
         )
 
 
-def _spatial(module: nn.Module) -> list[nn.Conv2d]:
-    """The convolutions that look beyond a cell."""
-    convolutions = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
-    return [convolution for convolution in convolutions if convolution.kernel_size != (1, 1)]
-
-
-def _set_dilation(module: nn.Module, dilations: list[int]) -> None:
-    """Gives the module's spatial convolutions their dilations, and the padding that keeps the size."""
-    for convolution, dilation in zip(_spatial(module), dilations, strict=True):
-        convolution.dilation = convolution.padding = (dilation, dilation)
-
-
-def _dilate(stage: nn.Module, dilation: int) -> None:
-    """Takes a stage's stride away; `dilation` is that of the stage before."""
-    for convolution in (layer for layer in stage.modules() if isinstance(layer, nn.Conv2d)):
-        convolution.stride = (1, 1)
-    # the first had the stride and reads the map before it; the others read a map that was half the size
-    _set_dilation(stage, [dilation] + [2 * dilation] * (len(_spatial(stage)) - 1))
-
-
 def _dilate_blocks(stage: nn.Sequential, dilation: int, factors: tuple[int, ...]) -> None:
-    """Gives all convolutions of a block `dilation` times the block's factor."""
+    """Gives all convolutions of a block that look beyond a cell `dilation` times the block's factor."""
     for block, factor in zip(stage, factors, strict=True):
-        _set_dilation(block, [dilation * factor] * len(_spatial(block)))
+        for layer in block.modules():
+            if isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1):
+                layer.dilation = layer.padding = (dilation * factor, dilation * factor)
