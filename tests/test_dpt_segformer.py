@@ -1,6 +1,7 @@
 """The decoders that are published with transformers."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -128,6 +129,14 @@ def test_segformer_has_the_published_number_of_parameters(channels, width, milli
     with torch.device("meta"):
         decoder = SegFormerDecoder(FeatureSpec(channels, (4, 8, 16, 32)), 150, width=width)
     assert round(sum(p.numel() for p in decoder.parameters()) / 1e6, 1) == million
+
+
+@torch.no_grad()
+def test_segformers_first_cross_entropy_is_that_of_knowing_nothing():
+    spec = FeatureSpec((64, 128, 320, 512), (4, 8, 16, 32))
+    planes = SegFormerDecoder(spec, 21)([torch.randn_like(f) for f in maps(spec, 128, 128, batch=2)])
+    loss = F.cross_entropy(planes, torch.randint(21, (2, *planes.shape[-2:])))
+    assert loss.item() == pytest.approx(math.log(21), abs=0.03)
 
 
 @torch.no_grad()

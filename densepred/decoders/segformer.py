@@ -7,6 +7,7 @@ from densepred.blocks import Activation, ConvNormAct, Norm, resize_like
 from densepred.decoders.base import Decoder
 from densepred.decoders.fpn import pyramid_start
 from densepred.features import FeatureSpec
+from densepred.initialisers import initialise
 
 
 class SegFormerDecoder(Decoder):
@@ -58,6 +59,7 @@ class SegFormerDecoder(Decoder):
         self.fuse = ConvNormAct(len(self.linears) * width, width, 1, norm=norm, activation=activation)
         self.dropout = nn.Dropout2d(dropout)
         self.score = nn.Conv2d(width, out_channels, 1)
+        initialise(self.score, "gaussian")
 
     def forward(self, features: list[Tensor]) -> Tensor:
         """Maps, finest first, to planes."""
