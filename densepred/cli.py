@@ -17,6 +17,7 @@ TRAINER_VERBS = {
 OWN_VERBS = {
     "prepare": "bring a data set into the layout that densepred reads (voc, sbd, nyu)",
     "list": "the encoders, decoders, tasks, losses and data sets there are",
+    "report": "a run as one HTML page, or several runs compared",
     "describe": "a network's stages: sizes, parameters, operations, memory, receptive fields",
 }
 
