@@ -1,377 +1,281 @@
-"""One contract for every encoder x decoder pair, and torchvision's segmentation networks as a reference."""
+"""The contract of every encoder, of every decoder, and of every pair of them."""
 
 import copy
-from functools import cache, partial
-from itertools import product
+import inspect
+import itertools
+from functools import partial
 
 import pytest
 import torch
-from torch.nn import functional as F
-from torchvision.models import segmentation as theirs
+from torch import Tensor, nn
 
-from densepred.decoders.deeplab import DeepLabV3Decoder, TorchvisionDeepLabV3Decoder
-from densepred.decoders.fcn import FCNDecoder, TorchvisionFCNDecoder
-from densepred.decoders.pointwise import PointwiseDecoder
-from densepred.decoders.transposed import TransposedConvDecoder
-from densepred.decoders.unet import UNetDecoder
-from densepred.encoders.base import IMAGENET_MEAN, IMAGENET_STD
-from densepred.encoders.resnet import ResNetEncoder
-from densepred.encoders.vgg import VGGEncoder
-from densepred.errors import ConfigurationError, WeightsError
+from densepred import decoders, encoders
+from densepred.errors import ConfigurationError
 from densepred.network import DenseNetwork
-from densepred.torchvision_weights import load_torchvision_segmentation
-
-ENCODERS = {
-    "resnet18": partial(ResNetEncoder, "resnet18"),
-    "resnet18 OS16": partial(ResNetEncoder, "resnet18", output_stride=16),
-    "resnet18 OS8": partial(ResNetEncoder, "resnet18", output_stride=8),
-    "resnet50": partial(ResNetEncoder, "resnet50"),
-    "vgg11 conv": partial(VGGEncoder, "vgg11"),
-    "vgg11_bn pool": partial(VGGEncoder, "vgg11_bn", maps="pool"),
-    "vgg11 conv OS8": partial(VGGEncoder, "vgg11", output_stride=8),
-    "vgg11 pool OS16": partial(VGGEncoder, "vgg11", maps="pool", output_stride=16),
-}
-FULLY_CONNECTED = {
-    "vgg11 fc conv": partial(VGGEncoder, "vgg11", fully_connected=True),
-    "vgg11 fc pool": partial(VGGEncoder, "vgg11", maps="pool", fully_connected=True),
-    "vgg11 fc pool OS8": partial(VGGEncoder, "vgg11", maps="pool", fully_connected=True, output_stride=8),
-}
-DECODERS = {
-    "FCN-8s": FCNDecoder,
-    "FCN-32s": partial(FCNDecoder, finest_stride=32),
-    "FCN-16s learned": partial(FCNDecoder, finest_stride=16, upsampling="learned"),
-    "FCN torchvision": TorchvisionFCNDecoder,
-    "transposed": partial(TransposedConvDecoder, widths=(8, 8, 8)),
-    "U-Net": UNetDecoder,
-    "U-Net transposed": partial(UNetDecoder, upsampling="transposed"),
-    "DeepLab v3": partial(DeepLabV3Decoder, width=16),
-    "DeepLab v3 torchvision": TorchvisionDeepLabV3Decoder,
-    "pointwise": PointwiseDecoder,
-}
-PAIRS = list(product(ENCODERS, DECODERS))
-
-every_pair = pytest.mark.parametrize(("encoder", "decoder"), PAIRS, ids=[f"{e}-{d}" for e, d in PAIRS])
-some_pairs = pytest.mark.parametrize(
-    ("encoder", "decoder"),
-    [
-        ("resnet18", "FCN-8s"),
-        ("resnet18 OS8", "DeepLab v3"),
-        ("vgg11 conv", "U-Net transposed"),
-        ("vgg11_bn pool", "transposed"),
-        ("resnet18 OS16", "FCN-16s learned"),
-    ],
+from tests.catalogue import (
+    DECODERS,
+    ENCODERS,
+    PAIRS,
+    READ_THE_FINEST_ALONE,
+    READERS,
+    REFUSED,
+    SPEC,
+    distance,
+    randomise_zeros,
+    remembered,
+    silent,
+    whole,
 )
 
 
-@cache
-def built(name: str):
-    """An encoder built once; tests leave its weights as they are."""
+@pytest.fixture(scope="module")
+def net(request):
+    encoder, decoder = request.param
     torch.manual_seed(0)
-    return ({**ENCODERS, **FULLY_CONNECTED})[name]()
+    return randomise_zeros(DenseNetwork(remembered(encoder), DECODERS[decoder], {"labels": 3}))
 
 
-def network(encoder: str, decoder: str, **options) -> DenseNetwork:
-    net = DenseNetwork(built(encoder), DECODERS[decoder], {"labels": 5, "depth": 1}, **options)
-    return randomise_zeros(net)
+@pytest.mark.parametrize("net", PAIRS, indirect=True, ids=[f"{e}-{d}" for e, d in PAIRS], scope="module")
+class TestEveryPair:
+    """On the encoder's real maps; that its own gradients and layouts are right is TestEveryEncoder's."""
+
+    def test_an_odd_image_alone_in_training_comes_back_at_its_size_and_reaches_every_parameter(self, net, request):
+        net.train().zero_grad()
+        planes = net(torch.rand(1, 3, 33, 47))["labels"]
+        assert planes.shape == (1, 3, 33, 47)
+        maps = net.encoder.given
+        before = [m.detach().clone() for m in maps]
+        (planes * torch.rand_like(planes)).sum().backward()
+        assert silent(net.decoders) == []
+        assert all(torch.equal(m, b) for m, b in zip(maps, before, strict=True))  # the encoder's backward needs them
+        read = [i for i, m in enumerate(maps) if m.grad is not None]
+        assert all(maps[i].grad.isfinite().all() for i in read)
+        if request.node.callspec.params["net"][1] not in READ_THE_FINEST_ALONE:
+            assert set().union(*(net.encoder.reached[i] for i in read)) == net.encoder.parameters_by_name
+
+    @torch.no_grad()
+    def test_planes_cover_the_padded_image_exactly(self, net):
+        net.eval()
+        image = torch.rand(1, 3, 65, 40)
+        planes, (height, width) = net.planes(image)["labels"], net.padded_size(65, 40)
+        stride = height // planes.shape[-2]
+        assert stride in (1, 2, 4, 8, 16, 32)
+        assert (planes.shape[-2] * stride, planes.shape[-1] * stride) == (height, width)
+        assert net(image)["labels"].shape == (1, 3, 65, 40)
+
+    @torch.no_grad()
+    def test_a_state_dict_carries_everything(self, net, request):
+        image = torch.rand(1, 3, 65, 40)
+        expected = net.eval().planes(image)["labels"]
+        with torch.device("meta"):  # nothing of its own: what the state dict leaves out has no values
+            twin = DECODERS[request.node.callspec.params["net"][1]](net.encoder.spec, 3).eval()
+        twin.load_state_dict(net.decoders["labels"].state_dict(), assign=True)
+        height, width = expected.shape[-2:]
+        assert torch.equal(twin(net.encoder.given)[..., :height, :width], expected)
+
+    @torch.no_grad()
+    def test_channels_last_gives_the_same_planes(self, net, monkeypatch):
+        image = torch.rand(1, 3, 65, 40)
+        expected = net.eval().planes(image)["labels"]
+        monkeypatch.setattr(net.encoder, "layout", torch.channels_last)
+        planes = net.to(memory_format=torch.channels_last).planes(image)["labels"]
+        net.to(memory_format=torch.contiguous_format)
+        assert all(m.is_contiguous(memory_format=torch.channels_last) for m in net.encoder.given)
+        assert distance(planes, expected) < 1e-4
+
+    def test_bfloat16_autocast_trains(self, net):
+        net.train().zero_grad()
+        # no smaller: on 2 x 2 cells a 7x7 convolution's gradient is not numbers in bfloat16 (torch 2.15, oneDNN on AMD)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            planes = net(torch.rand(1, 3, 70, 100))["labels"]
+            assert all(m.dtype == torch.bfloat16 for m in net.encoder.given)
+        (planes * torch.rand_like(planes)).sum().backward()
+        assert planes.isfinite().all()
+        assert silent(net.decoders) == []
 
 
-def randomise_zeros(net: DenseNetwork) -> DenseNetwork:
-    """Scores that start at zero let no gradient through to the layers below; this is not what is tested."""
-    for part in (net.decoders, net.auxiliary_decoders):
-        for parameter in part.parameters() if part is not None else ():
-            if not parameter.any():
-                torch.nn.init.normal_(parameter, std=0.1)
+@pytest.mark.parametrize("pair", REFUSED, ids=lambda pair: "-".join(pair))
+def test_a_pair_that_cannot_work_is_refused_with_what_to_do(pair):
+    encoder, decoder = pair
+    with torch.device("meta"):
+        spec = ENCODERS[encoder]().spec
+    with pytest.raises(ConfigurationError, match=REFUSED[pair]):
+        DECODERS[decoder](spec, 3)
+
+
+@pytest.fixture(scope="module")
+def network(request):
+    net = whole(request.param)
+    net.zero_grad()
     return net
 
 
-def silent(net: DenseNetwork) -> list[str]:
-    """Parameters that no gradient reached."""
-    return [key for key, p in net.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+@pytest.mark.parametrize("network", ENCODERS, indirect=True, scope="module")
+class TestEveryEncoder:
+    def test_an_odd_image_alone_in_training_reaches_every_parameter(self, network):
+        network.train().zero_grad()
+        planes = network(torch.rand(1, 3, 33, 47))["labels"]
+        (planes * torch.rand_like(planes)).sum().backward()
+        assert planes.shape == (1, 3, 33, 47)
+        assert silent(network) == []
+
+    def test_bfloat16_autocast_trains(self, network):
+        network.train().zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            planes = network(torch.rand(1, 3, 33, 47))["labels"]
+        (planes * torch.rand_like(planes)).sum().backward()
+        assert planes.isfinite().all()
+        assert silent(network) == []
+
+    @torch.no_grad()
+    def test_bytes_are_the_same_image_as_fractions(self, network):
+        image = torch.randint(256, (1, 3, 40, 64), dtype=torch.uint8)
+        network.eval()
+        torch.testing.assert_close(network(image)["labels"], network(image / 255)["labels"])
+
+    @torch.no_grad()
+    def test_channels_last_gives_the_same_planes(self, network):
+        image = torch.rand(2, 3, 40, 64)
+        expected = network.eval()(image)["labels"]
+        planes = network.to(memory_format=torch.channels_last)(image.to(memory_format=torch.channels_last))["labels"]
+        network.to(memory_format=torch.contiguous_format)
+        assert distance(planes, expected) < 1e-4
+
+    @torch.no_grad()
+    def test_a_state_dict_and_a_copy_reproduce_the_planes(self, network):
+        image = torch.rand(1, 3, 40, 64)
+        expected = network.eval()(image)["labels"]
+        twin = copy.deepcopy(network)
+        assert torch.equal(twin(image)["labels"], expected)
+        for value in itertools.chain(twin.parameters(), twin.buffers()):
+            value.zero_()
+        assert not torch.equal(twin(image)["labels"], expected)
+        twin.load_state_dict(network.state_dict())
+        assert torch.equal(twin(image)["labels"], expected)
+
+    def test_an_exported_network_gives_the_same_planes(self, network):
+        image = torch.rand(1, 3, 45, 64)
+        exported = torch.export.export(network.eval(), (image,)).module()
+        torch.testing.assert_close(exported(image)["labels"], network(image)["labels"], rtol=1e-4, atol=1e-4)
 
 
-@every_pair
-def test_an_odd_image_alone_in_training_comes_back_at_its_size_and_reaches_every_parameter(encoder, decoder):
-    net = network(encoder, decoder).train()
-    net.zero_grad()
-    planes = net(torch.rand(1, 3, 33, 47))
-    assert {name: tuple(value.shape) for name, value in planes.items()} == {
-        "labels": (1, 5, 33, 47),
-        "depth": (1, 1, 33, 47),
-    }
-    sum((value * torch.rand_like(value)).sum() for value in planes.values()).backward()
-    # a pointwise decoder reads the finest map alone, so nothing below it is trained
-    trained = "decoders." if decoder == "pointwise" else ""
-    assert [key for key in silent(net) if key.startswith(trained)] == []
+# one a family: a compilation takes seconds
+COMPILED = ("resnet18", "vgg11 conv", "fcn vgg11", "deeplab vgg11", "dilated vgg11", "unet", "unet unpadded",
+            "fc-densenet", "fc-densenet unpadded", "segnet basic", "squeezenet1_1", "convnext_tiny", "timm resnet",
+            "timm vit")  # fmt: skip
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("encoder", FULLY_CONNECTED)
-def test_fully_connected_vgg_works_with_every_decoder(encoder):
-    body = FULLY_CONNECTED[encoder]()
-    for decoder in DECODERS.values():
-        net = DenseNetwork(body, decoder, {"labels": 5}).train()
-        planes = net(torch.rand(1, 3, 33, 47))["labels"]
-        assert planes.shape == (1, 5, 33, 47)
-        # the gradient of fc6 alone is 400 MB: once is enough
-        whole = decoder is UNetDecoder and encoder == "vgg11 fc pool"
-        planes.sum().backward(inputs=list((net if whole else net.decoders).parameters()))
-        assert [key for key in silent(net) if whole or key.startswith("decoders.")] == []
-        net.zero_grad()
+@pytest.mark.parametrize("name", COMPILED)
+def test_a_compiled_network_trains_alike(name):
+    trains_alike_compiled(whole(name), (torch.rand(2, 3, 45, 64),), lambda planes: planes["labels"])
 
 
-@every_pair
-def test_planes_cover_the_padded_image_exactly(encoder, decoder):
-    net = network(encoder, decoder).eval()
-    with torch.inference_mode():
-        planes = net.planes(torch.rand(1, 3, 65, 40))["labels"]
-    height, width = net.padded_size(65, 40)
-    stride = height // planes.shape[-2]
-    assert stride in (1, 2, 4, 8, 16, 32)
-    assert (planes.shape[-2] * stride, planes.shape[-1] * stride) == (height, width)
+def trains_alike_compiled(module: nn.Module, inputs: tuple[object, ...], chosen, backend: str = "aot_eager") -> None:
+    """The same output and gradients in training; what is random is left out."""
+    module.train()
+    for part in module.modules():
+        if "drop" in type(part).__name__.lower() or "stochastic" in type(part).__name__.lower():
+            part.eval()
+    state = copy.deepcopy(module.state_dict())
+    results = []
+    torch.compiler.reset()
+    for run in (module, torch.compile(module, backend=backend)):
+        module.load_state_dict(state)
+        module.zero_grad()
+        output = chosen(run(*inputs))
+        output.square().mean().backward()
+        results.append((output.detach(), {name: p.grad.clone() for name, p in module.named_parameters()}))
+    module.load_state_dict(state)
+    (expected, gradients), (output, found) = results
+    assert distance(output, expected) < 1e-3
+    scale = max(g.abs().max() for g in gradients.values())
+    assert max((found[name] - g).abs().max() for name, g in gradients.items()) < 1e-3 * scale
+    module.zero_grad()
 
 
-@pytest.mark.parametrize("encoder", ENCODERS)
-def test_the_auxiliary_decoder_reads_all_maps_but_the_coarsest_in_training_only(encoder):
-    net = network(encoder, "pointwise", auxiliary=TorchvisionFCNDecoder)
-    spec = net.encoder.spec
-    assert net.auxiliary_decoders[0]["labels"].hidden[0].in_channels == spec.channels[-2]
-    image = torch.rand(1, 3, 64, 64)
-    assert set(net.train().planes(image)) == {"labels", "depth", "labels/auxiliary", "depth/auxiliary"}
-    assert set(net.eval().planes(image)) == {"labels", "depth"}
+@pytest.mark.parametrize("channels", [1, 2, 4])
+@pytest.mark.parametrize("name", ENCODERS)
+def test_any_number_of_channels_goes_in(name, channels):
+    with torch.device("meta"):  # sizes alone; the first convolution's weights are tested with each encoder
+        decoder = DECODERS[READERS.get(name, "FCN-32s")]
+        net = DenseNetwork(ENCODERS[name](in_channels=channels), decoder, {"labels": 2}).eval()
+        assert net(torch.rand(1, channels, 40, 56))["labels"].shape == (1, 2, 40, 56)
+    with pytest.raises(ConfigurationError, match=f"built for {channels} channels, the image has 3"):
+        net(torch.rand(1, 3, 40, 56))
 
 
-@some_pairs
-def test_a_state_dict_and_a_copy_reproduce_the_planes(encoder, decoder):
-    net = network(encoder, decoder).eval()
-    image = torch.rand(1, 3, 48, 64)
-    with torch.inference_mode():
-        expected = net(image)
-        other = DenseNetwork(copy.deepcopy(built(encoder)), DECODERS[decoder], {"labels": 5, "depth": 1}).eval()
-        for parameter in other.parameters():
-            parameter.fill_(0.5)
-        other.load_state_dict(net.state_dict())
-        for twin in (other, copy.deepcopy(net)):
-            assert all(torch.equal(twin(image)[name], expected[name]) for name in expected)
-
-
-@pytest.mark.parametrize("channels", [1, 4])
-@pytest.mark.parametrize("encoder", ["resnet18", "vgg11 conv"])
-def test_any_number_of_channels_goes_in(encoder, channels):
-    net = DenseNetwork(ENCODERS[encoder](in_channels=channels), UNetDecoder, {"labels": 2})
-    assert net(torch.rand(1, channels, 40, 56))["labels"].shape == (1, 2, 40, 56)
-
-
-@some_pairs
-def test_an_exported_network_gives_the_same_planes(encoder, decoder):
-    net = network(encoder, decoder).eval()
-    image = torch.rand(1, 3, 45, 64)
-    exported = torch.export.export(net, (image,)).module()
-    for name, planes in net(image).items():
-        torch.testing.assert_close(exported(image)[name], planes)
-
-
-@pytest.mark.parametrize("decoder", ["FCN-8s", "U-Net", "DeepLab v3"])
-def test_a_shared_decoder_splits_its_planes_between_the_tasks(decoder):
-    net = network("resnet18", decoder, share_decoder=True).eval()
-    with torch.inference_mode():
-        planes = net(torch.rand(1, 3, 40, 40))
-    assert [value.shape[1] for value in planes.values()] == [5, 1]
-
-
-# ---------------------------------------------------------------------------------------------- counts
-
-
-def parameters(encoder, decoder, classes=21, **options) -> int:
+@pytest.mark.parametrize("name", ENCODERS)
+def test_the_auxiliary_decoder_reads_all_maps_but_the_coarsest_in_training_only(name):
+    decoder = DECODERS[READERS.get(name, "FCN-32s")]
+    auxiliary = DECODERS["tiramisu" if name == "fc-densenet unpadded" else "FCN-32s"]
     with torch.device("meta"):
-        net = DenseNetwork(encoder(), decoder, {"segmentation": classes}, **options)
-    return sum(p.numel() for p in net.parameters())
+        net = DenseNetwork(ENCODERS[name](), decoder, {"labels": 2, "depth": 1}, auxiliary=auxiliary)
+        sizes = {key: planes.shape for key, planes in net.train()(torch.rand(2, 3, 40, 56)).items()}
+        assert set(net.eval().planes(torch.rand(2, 3, 40, 56))) == {"labels", "depth"}
+    assert net.auxiliary_decoders[0]["labels"].spec == net.encoder.spec.without_coarsest(1)
+    channels = {"labels": 2, "depth": 1, "labels/auxiliary": 2, "depth/auxiliary": 1}
+    assert sizes == {key: (2, count, 40, 56) for key, count in channels.items()}
 
 
-@pytest.mark.parametrize(("stride", "published"), [(32, 134_346_581), (16, 134_357_354), (8, 134_362_751)])
-def test_fcn_on_vgg16_has_the_published_number_of_parameters(stride, published):
-    vgg16 = partial(VGGEncoder, "vgg16", maps="pool", fully_connected=True)
-    assert parameters(vgg16, partial(FCNDecoder, finest_stride=stride)) == published
+@pytest.mark.parametrize("name", DECODERS)
+class TestEveryDecoder:
+    def test_a_whole_network_of_several_tasks_reaches_every_parameter(self, name):
+        net = randomise_zeros(DenseNetwork(ENCODERS["resnet18"](), DECODERS[name], {"labels": 5, "depth": 1})).train()
+        planes = net(torch.rand(1, 3, 33, 47))
+        assert {key: tuple(value.shape) for key, value in planes.items()} == {
+            "labels": (1, 5, 33, 47),
+            "depth": (1, 1, 33, 47),
+        }
+        sum((value * torch.rand_like(value)).sum() for value in planes.values()).backward()
+        unread = "encoder." if name in READ_THE_FINEST_ALONE else "none"
+        assert [key for key in silent(net) if not key.startswith(unread)] == []
+
+    def test_a_shared_decoder_splits_its_planes_between_the_tasks(self, name):
+        with torch.device("meta"):
+            net = DenseNetwork(ENCODERS["resnet18"](), DECODERS[name], {"labels": 5, "depth": 1}, share_decoder=True)
+            planes = net.eval()(torch.rand(1, 3, 40, 40))
+        assert {key: value.shape[1] for key, value in planes.items()} == {"labels": 5, "depth": 1}
+        assert list(net.decoders) == ["shared"]
+
+    @torch.no_grad()
+    def test_a_copy_is_a_decoder_of_its_own(self, name):
+        decoder, maps = decoder_and_maps(name)
+        expected = decoder.eval()(maps)
+        twin = copy.deepcopy(decoder)
+        assert torch.equal(twin(maps), expected)
+        for parameter in twin.parameters():
+            parameter.zero_()
+        assert torch.equal(decoder(maps), expected)
+
+    def test_an_exported_decoder_gives_the_same_planes(self, name):
+        decoder, maps = decoder_and_maps(name)
+        exported = torch.export.export(decoder.eval(), (maps,)).module()
+        torch.testing.assert_close(exported(maps), decoder(maps), rtol=1e-4, atol=1e-4)
+
+    def test_a_compiled_decoder_trains_alike(self, name):
+        decoder, maps = decoder_and_maps(name)
+        trains_alike_compiled(decoder, (maps,), lambda planes: planes)
 
 
-@pytest.mark.parametrize(("name", "published"), [("resnet50", 39_048_533), ("resnet101", 58_040_661)])
-def test_deeplab_has_the_published_number_of_parameters(name, published):
-    assert parameters(partial(ResNetEncoder, name, output_stride=16), DeepLabV3Decoder) == published
+def decoder_and_maps(name: str) -> tuple[nn.Module, list[Tensor]]:
+    maps = [torch.rand(2, channels, 64 // s, 96 // s) for channels, s in zip(SPEC.channels, SPEC.strides, strict=True)]
+    return randomise_zeros(DECODERS[name](SPEC, 3)), maps
 
 
-@pytest.mark.parametrize(
-    ("name", "decoder", "builder"),
-    [
-        ("resnet50", TorchvisionFCNDecoder, theirs.fcn_resnet50),
-        ("resnet101", TorchvisionFCNDecoder, theirs.fcn_resnet101),
-        ("resnet50", TorchvisionDeepLabV3Decoder, theirs.deeplabv3_resnet50),
-        ("resnet101", TorchvisionDeepLabV3Decoder, theirs.deeplabv3_resnet101),
-    ],
-)
-def test_torchvisions_networks_have_torchvisions_number_of_parameters(name, decoder, builder):
-    with torch.device("meta"):
-        expected = sum(p.numel() for p in builder(weights_backbone=None, aux_loss=True).parameters())
-    encoder = partial(ResNetEncoder, name, output_stride=8)
-    assert parameters(encoder, decoder, auxiliary=TorchvisionFCNDecoder) == expected
+@pytest.mark.parametrize("name", sorted(set(decoders.__all__) - {"Decoder", "DecoderFactory"}))
+def test_every_decoder_has_dropout_and_a_place_in_the_contract(name):
+    kind = getattr(decoders, name)
+    assert "dropout" in inspect.signature(kind).parameters
+    assert kind in {part.func if isinstance(part, partial) else type(part(SPEC, 3)) for part in DECODERS.values()}
 
 
-# ---------------------------------------------------------------------------------------------- torchvision
+@pytest.mark.parametrize("name", sorted(set(encoders.__all__) - {"Encoder", "LoadReport"}))
+def test_every_encoder_has_a_place_in_the_contract(name):
+    assert getattr(encoders, name) in {part.func for part in ENCODERS.values()}
 
 
-def normalised(image: torch.Tensor) -> torch.Tensor:
-    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-    return (image - mean) / std
-
-
-@pytest.fixture(scope="module", params=["fcn", "deeplab"])
-def twins(request):
-    """A network of torchvision with random weights and batch norm statistics, and ours with the same."""
-    torch.manual_seed(0)
-    builder, decoder = {
-        "fcn": (theirs.fcn_resnet50, TorchvisionFCNDecoder),
-        "deeplab": (theirs.deeplabv3_resnet50, TorchvisionDeepLabV3Decoder),
-    }[request.param]
-    reference = builder(weights=None, weights_backbone=None, num_classes=21, aux_loss=True)
-    for key, tensor in reference.state_dict().items():
-        if key.endswith(("running_mean", "bias")):
-            tensor.normal_(0, 0.2)
-        elif key.endswith("running_var") or tensor.dim() == 1:
-            tensor.uniform_(0.5, 1.5)
-    encoder = ResNetEncoder("resnet50", output_stride=8)
-    ours = DenseNetwork(encoder, decoder, {"segmentation": 21}, auxiliary=TorchvisionFCNDecoder)
-    report = load_torchvision_segmentation(ours, reference.state_dict())
-    assert report.complete
-    assert len(report.loaded) == len(reference.state_dict())
-    return reference.eval(), ours.eval()
-
-
-def relative(ours: torch.Tensor, reference: torch.Tensor) -> float:
-    assert reference.std() > 0.01
-    return ((ours - reference).abs().max() / reference.abs().max()).item()
-
-
-@torch.no_grad()
-def test_logits_are_torchvisions(twins):
-    reference, ours = twins
-    image = torch.rand(2, 3, 64, 96)
-    expected = reference(normalised(image))["out"]
-    assert expected.std() > 0.01
-    torch.testing.assert_close(ours(image)["segmentation"], expected, rtol=0, atol=1e-4)
-
-
-@torch.no_grad()
-def test_auxiliary_logits_are_torchvisions(twins):
-    reference, ours = twins
-    image = torch.rand(1, 3, 64, 96)
-    expected = reference(normalised(image))["aux"]
-    ours.auxiliary_decoders.eval()
-    planes = ours.auxiliary_decoders[0]["segmentation"](ours.encoder(image)[:-1])
-    assert relative(F.interpolate(planes, size=(64, 96), mode="bilinear"), expected) < 1e-4
-
-
-@torch.no_grad()
-def test_at_other_sizes_the_parts_are_torchvisions_and_only_the_padding_differs(twins):
-    """torchvision stretches ceil(H / 8) cells over H pixels; the network pads, so that cells keep their place."""
-    reference, ours = twins
-    image = torch.rand(1, 3, 67, 93)
-    expected = reference(normalised(image))["out"]
-    planes = ours.decoders["segmentation"](ours.encoder(image))
-    stretched = F.interpolate(planes, size=(67, 93), mode="bilinear")
-    assert relative(stretched, expected) < 1e-4
-    assert ours(image)["segmentation"].shape == expected.shape
-    padded = F.pad(image, (0, 3, 0, 5), mode="replicate")
-    cropped = reference(normalised(padded))["out"][..., :67, :93]
-    assert relative(ours(image)["segmentation"], cropped) < 1e-4
-
-
-# ---------------------------------------------------------------------------------------------- loading
-
-
-def small(decoder=TorchvisionFCNDecoder, classes=21, **options) -> DenseNetwork:
-    encoder = ResNetEncoder("resnet18", output_stride=8, in_channels=options.pop("in_channels", 3))
-    return DenseNetwork(encoder, decoder, options.pop("tasks", {"segmentation": classes}), **options)
-
-
-def published(network: DenseNetwork) -> dict[str, torch.Tensor]:
-    """A network's weights under torchvision's names."""
-    heads = {"hidden.0": "0", "hidden.1": "1", "score": "4", "aspp": "0", "refine.0": "1", "refine.1": "2"}
-    state = {}
-    for key, value in network.state_dict().items():
-        if key in ("encoder.mean", "encoder.std"):
-            continue
-        key = key.replace("auxiliary_decoders.0.segmentation", "aux_classifier")
-        key = key.replace("decoders.segmentation", "classifier").replace("encoder.", "backbone.")
-        head, _, rest = key.partition(".")
-        for ours, name in heads.items():
-            if head != "backbone" and rest.startswith(ours + "."):
-                key = f"{head}.{name}{rest.removeprefix(ours)}"
-                break
-        state[key] = torch.rand_like(value) if value.is_floating_point() else value
-    return state
-
-
-@pytest.mark.parametrize("wrapper", [None, "model"])
-def test_a_file_loads_as_torchvision_writes_it(tmp_path, wrapper):
-    net = small()
-    state = published(net)
-    torch.save(state if wrapper is None else {wrapper: state, "epoch": 3}, tmp_path / "fcn.pth")
-    report = load_torchvision_segmentation(net, tmp_path / "fcn.pth")
-    assert report.complete
-    assert torch.equal(net.encoder.layer1[0].conv1.weight, state["backbone.layer1.0.conv1.weight"])
-    assert torch.equal(net.decoders["segmentation"].score.weight, state["classifier.4.weight"])
-
-
-def test_scores_of_other_classes_are_left_as_they_are_to_be_learned_and_the_report_says_so():
-    net = small(classes=5, auxiliary=TorchvisionFCNDecoder)
-    state = published(small(auxiliary=TorchvisionFCNDecoder))
-    report = load_torchvision_segmentation(net, state)
-    heads = ("classifier.4.weight", "classifier.4.bias", "aux_classifier.4.weight", "aux_classifier.4.bias")
-    assert set(report.skipped) == set(heads)
-    assert report.skipped["classifier.4.bias"] == "21 in the file, 5 here: other classes"
-    assert not report.missing
-    assert not net.decoders["segmentation"].score.weight.any()  # as it started
-    assert torch.equal(net.auxiliary_decoders[0]["segmentation"].hidden[0].weight, state["aux_classifier.0.weight"])
-
-
-def test_the_files_auxiliary_classifier_is_not_needed_and_a_missing_one_is_reported():
-    with_auxiliary, without = small(auxiliary=TorchvisionFCNDecoder), small()
-    report = load_torchvision_segmentation(without, published(with_auxiliary))
-    assert report.unused
-    assert all(key.startswith("aux_classifier.") for key in report.unused)
-    report = load_torchvision_segmentation(with_auxiliary, published(without))
-    assert report.missing
-    assert all(name.startswith("auxiliary_decoders.") for name in report.missing)
-
-
-def test_a_network_of_another_kind_is_refused_by_naming_what_does_not_fit():
-    with pytest.raises(WeightsError, match=r"(?s)classifier.0.convs.*no tensor of that.*TorchvisionDeepLabV3Decoder"):
-        load_torchvision_segmentation(small(), published(small(TorchvisionDeepLabV3Decoder)))
-    net = small(UNetDecoder)
-    before = copy.deepcopy(net.state_dict())
-    with pytest.raises(WeightsError, match=r"(?s)has ResNetEncoder and UNetDecoder"):
-        load_torchvision_segmentation(net, published(small()))
-    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
-
-
-def test_a_file_that_lacks_tensors_is_refused_by_name():
-    state = published(small())
-    del state["backbone.layer3.0.conv1.weight"]
-    with pytest.raises(WeightsError, match=r"encoder.layer3.0.conv1.weight: missing in the file"):
-        load_torchvision_segmentation(small(), state)
-
-
-def test_one_task_of_several_takes_the_classifier():
-    net, state = small(tasks={"depth": 1, "segmentation": 21}), published(small())
-    with pytest.raises(ConfigurationError, match=r"no task 'normals'\. Name one of: depth, segmentation"):
-        load_torchvision_segmentation(net, state, task="normals")
-    report = load_torchvision_segmentation(net, state, task="segmentation")
-    assert torch.equal(net.decoders["segmentation"].score.weight, state["classifier.4.weight"])
-    assert all(name.startswith("decoders.depth.") for name in report.missing)
-    report = load_torchvision_segmentation(small(tasks={"segmentation": 21, "depth": 1}), state)
-    assert all(name.startswith("decoders.depth.") for name in report.missing)
-
-
-def test_an_image_with_other_channels_adapts_the_first_convolution():
-    net, state = small(in_channels=4), published(small())
-    report = load_torchvision_segmentation(net, state)
-    assert report.adapted == {"encoder.conv1.weight": "3 input channels to 4"}
-    torch.testing.assert_close(net.encoder.conv1.weight.sum(1), state["backbone.conv1.weight"].sum(1))
+@pytest.mark.slow
+def test_inductor_compiles_a_network_that_trains_alike():
+    net = DenseNetwork(ENCODERS["segnet basic"](), DECODERS["U-Net"], {"labels": 3})
+    trains_alike_compiled(net, (torch.rand(2, 3, 45, 64),), lambda planes: planes["labels"], backend="inductor")
