@@ -6,8 +6,10 @@ from densepred.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from densepred.callbacks.artifacts import CheckpointArtifacts as CheckpointArtifacts
+    from densepred.callbacks.batch_size import LargestBatch as LargestBatch
     from densepred.callbacks.diagnostics import Diagnostics as Diagnostics
     from densepred.callbacks.environment import Environment as Environment
+    from densepred.callbacks.freeze import Freeze as Freeze
     from densepred.callbacks.panels import Panels as Panels
     from densepred.callbacks.progress import EpochProgress as EpochProgress
     from densepred.callbacks.results import Results as Results
@@ -21,6 +23,8 @@ __getattr__, __all__ = lazy_exports(
         "Diagnostics": "diagnostics",
         "Environment": "environment",
         "EpochProgress": "progress",
+        "Freeze": "freeze",
+        "LargestBatch": "batch_size",
         "NetworkSummary": "summary",
         "Panels": "panels",
         "Results": "results",
