@@ -3,11 +3,10 @@
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
-from itertools import pairwise
 from typing import Any
 
 from densepred.reports.page import folded, table
-from densepred.reports.svg import Series, bars, chart, figure
+from densepred.reports.svg import bars, figure
 
 _WIDEST_NAMES = 14
 _ANGLES_SHOWN = 60
@@ -114,17 +113,19 @@ def angle_chart(found: Mapping[str, Any]) -> str:
 
 
 def distance_chart(found: Mapping[str, Any]) -> str:
-    """The error of depth, relative and in metres, and the share of pixels, by true depth."""
+    """The error of depth, relative and in metres, and how much there is to see, by true depth: three charts."""
     numbers = found["by_distance"]
     edges = numbers["edges"]
-    middles = [(begin + end) / 2 for begin, end in pairwise(edges)]
     total = sum(value or 0 for value in numbers["pixels"]) or 1
-    lines = [
-        Series("metres", middles, _numbers(numbers["absolute"])),
-        Series("relative", middles, _numbers(numbers["relative"])),
-        Series("share of pixels", middles, [(value or 0) / total for value in numbers["pixels"]], dashed=True),
-    ]
-    return chart(lines, "Mean error by true depth", "metres")
+    shares = [100 * (value or 0) / total for value in numbers["pixels"]]
+    return "".join(
+        bars(heights, edges, title, "true depth in metres", unit)
+        for heights, title, unit in (
+            (_numbers(numbers["relative"]), "Mean relative error by depth", "of the true depth"),
+            (_numbers(numbers["absolute"]), "Mean absolute error by depth", "metres"),
+            (shares, "Pixels by depth", "per cent"),
+        )
+    )
 
 
 def _numbers(values: Sequence[float | None]) -> list[float]:

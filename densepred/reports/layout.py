@@ -38,6 +38,8 @@ def layout(keys: Iterable[str]) -> dict[str, list[Plot]]:
     sections: dict[str, list[Plot]] = {}
     for (section, title), found in sorted(grouped.items(), key=lambda item: first.get(item[0][0], 1)):
         sections.setdefault(section, []).append(Plot(title, tuple(sorted(found, key=_training_first))))
+    for plots in sections.values():
+        plots.sort(key=lambda plot: plot.title != "loss")  # the sum before its parts
     return sections
 
 

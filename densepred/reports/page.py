@@ -23,11 +23,11 @@ table{border-collapse:collapse;font-size:13.5px}caption{text-align:left;font-wei
 th,td{padding:3px 12px 3px 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
 th{font-weight:600;color:var(--pale)}tbody th{font-weight:400;color:var(--ink)}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}td.best{font-weight:700}
-figure{margin:0}figure.chart{width:460px;max-width:100%}figure svg{max-width:100%;height:auto;display:block}
+figure{margin:0}figure.chart{width:420px;max-width:100%}figure svg{max-width:100%;height:auto;display:block}
 figcaption{font-weight:600;font-size:13.5px;margin-bottom:3px}
 .legend{list-style:none;display:flex;flex-wrap:wrap;gap:1px 14px;margin:0 0 3px;padding:0;font-size:12px}
 .legend i{display:inline-block;width:12px;height:4px;border-radius:2px;margin-right:5px;vertical-align:3px}
-figure img{max-width:100%;height:auto;border:1px solid var(--line)}
+figure img{display:block;width:auto;max-width:min(100%,1000px);height:auto;border:1px solid var(--line)}
 pre{background:var(--soft);padding:12px 14px;overflow:auto;font-size:12.5px;line-height:1.45;margin:6px 0}
 code{font-size:13px}details{margin:8px 0}summary{cursor:pointer;color:var(--accent)}
 @media print{body{padding:0}h2{break-after:avoid}figure,table{break-inside:avoid}nav{display:none}}

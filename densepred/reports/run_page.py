@@ -23,13 +23,14 @@ def run_page(run: Run) -> str:
     Args:
         run: Finished, running or killed.
     """
-    sections = {"Results": _results(run)}
+    drawn = curves(run)
+    sections = {"Results": _results(run), "Losses": drawn.pop("Loss", "")}
     for stage, found in run.diagnostics.items():
         for task in found.get("tasks", {}):
             sections[f"{task.capitalize()} ({_words(stage)})"] = _task(run, stage, task)
     sections |= {
-        "Curves": curves(run),
         "Panels": _panels(run),
+        "Curves": "".join(html.heading(name) + body for name, body in drawn.items()) or _nothing_logged(run),
         "Protocol": _protocol(run),
         "Environment": environment(run),
         "Configuration": _configuration(run),
@@ -59,7 +60,7 @@ def _class(part: Any) -> str:
 
 
 def _results(run: Run) -> str:
-    tables = [result_table(run, stage) for stage in ("val", "test")]
+    tables = [result_tables(run, stage) for stage in ("val", "test")]
     kept = ", ".join(path.name for path in run.checkpoints())
     told = html.note(f"Checkpoints: {kept}.") if kept else html.note("No checkpoint was kept.")
     missing = (
@@ -67,22 +68,26 @@ def _results(run: Run) -> str:
     )
     if any(tables) and not run.results("val"):
         missing.append(html.note("The run has not ended by itself, so no constant predictor was measured."))
-    return html.side_by_side(*tables) + "".join(missing) + told
+    return "".join([*tables, *missing, told])
 
 
-def result_table(run: Run, stage: str) -> str:
-    """The last metrics of a stage, per-class ones left out, beside the constant predictor's."""
-    keys = [key for key in run.latest if key.startswith(f"{stage}/") and key.count("/") <= 2]
-    # what the run was at its end; an evaluation by itself may have come later
+def result_tables(run: Run, stage: str) -> str:
+    """The last metrics of a stage beside the constant predictor's, a table a task; per-class ones are left out."""
     constant = run.results(stage).get("constant", {})
-    rows: list[list[Any]] = []
-    for key in sorted(keys, key=lambda key: (key.count("/"), key.split("/")[1])):
-        value = final(run, key)
-        rows.append([key.removeprefix(f"{stage}/"), _number(value), _number(constant.get(key))])
-    if not rows:
-        return ""
+    by_task: dict[str, list[list[Any]]] = {}
+    for key in run.latest:
+        parts = key.split("/")
+        if parts[0] == stage and len(parts) == 3:
+            # what the run was at its end; an evaluation by itself may have come later
+            row = [parts[2], _number(final(run, key)), _number(constant.get(key))]
+            by_task.setdefault(parts[1], []).append(row)
     header = ["", "network", "constant predictor"] if constant else ["", "network"]
-    return html.table(header, [row[: len(header)] for row in rows], f"{_words(stage).capitalize()}, last value")
+    return html.side_by_side(
+        *(
+            html.table(header, [row[: len(header)] for row in rows], f"{task}, {_words(stage)}")
+            for task, rows in by_task.items()
+        )
+    )
 
 
 def _number(value: float | None) -> float | None:
@@ -114,13 +119,16 @@ def _evaluated(found: dict[str, Any]) -> str:
     return f"As evaluated by itself, {found.get('checkpoint') or 'without a checkpoint'}."
 
 
-def curves(run: Run) -> str:
-    """Every number that was logged during training, over its steps."""
-    body = ""
-    for section, plots in layout(run.curves).items():
-        drawn = html.side_by_side(*(_plot(run, plot) for plot in plots))
-        body += html.heading(section) + drawn
-    return body or html.warning("metrics.csv is missing or empty: nothing was logged.")
+def curves(run: Run) -> dict[str, str]:
+    """Every number that was logged during training, over its steps, by section of the layout."""
+    return {
+        section: html.side_by_side(*(_plot(run, plot) for plot in plots))
+        for section, plots in layout(run.curves).items()
+    }
+
+
+def _nothing_logged(run: Run) -> str:
+    return "" if run.curves else html.warning("metrics.csv is missing or empty: nothing was logged.")
 
 
 def _plot(run: Run, plot: Plot) -> str:

@@ -10,7 +10,7 @@ from densepred.reports.axes import Axis, axis_for, drawable, exact_axis, short
 COLOURS = ("#3b7dd8", "#e0702b", "#2e9e6b", "#b4499b", "#c9a21b", "#c8413f", "#1fa3b5", "#7b62c9", "#7d8590", "#9a6b3f")
 """One a series; legible on white and on near-black."""
 
-_WIDTH, _HEIGHT = 460, 250
+_WIDTH, _HEIGHT = 420, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 54, 12, 10, 40
 _POINTS = 400
 
