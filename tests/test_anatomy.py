@@ -13,9 +13,9 @@ import densepred.decoders
 import densepred.encoders
 import densepred.losses
 import densepred.tasks
+from densepred.anatomy.memory import step_memory
 from densepred.anatomy.receptive_field import effective_receptive_fields, theoretical_receptive_fields
 from densepred.anatomy.stages import trace
-from densepred.anatomy.memory import step_memory
 from densepred.cli import main
 from densepred.commands.list import KINDS, parts
 from densepred.decoders.deeplab import DeepLabV3Decoder
@@ -23,6 +23,7 @@ from densepred.decoders.fcn import FCNDecoder, TorchvisionFCNDecoder
 from densepred.decoders.pointwise import PointwiseDecoder
 from densepred.decoders.unet import UNetDecoder
 from densepred.encoders.base import Encoder
+from densepred.encoders.fcdensenet import FCDenseNetEncoder
 from densepred.encoders.resnet import ResNetEncoder
 from densepred.encoders.vgg import VGGEncoder
 from densepred.features import FeatureSpec
@@ -86,6 +87,18 @@ def test_an_encoders_stages_are_its_maps_with_what_made_them():
         (64, 32, 32), (64, 16, 16), (128, 8, 8), (256, 4, 4), (512, 2, 2)
     ]  # fmt: skip
     assert stages[0].macs == 3 * 7 * 7 * 64 * 32 * 32
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_map_that_is_put_together_of_others_ends_before_the_module_that_reads_it(recompute):
+    with torch.device("meta"):
+        encoder = FCDenseNetEncoder(layers=(2, 3), bottleneck=1, growth=4, first=8, recompute=recompute)
+        stages = trace(DenseNetwork(encoder, UNetDecoder, {"depth": 1}).train(), torch.zeros(1, 3, 32, 32))[:3]
+    own = [[encoder.first, encoder.blocks[0]], [encoder.downs[0], encoder.blocks[1]],
+           [encoder.downs[1], encoder.bottleneck]]  # fmt: skip
+    assert [stage.parameters for stage in stages] == [sum(p.numel() for m in parts for p in m.parameters())
+                                                      for parts in own]  # fmt: skip
+    assert all(stage.macs and stage.saved_bytes for stage in stages)
 
 
 def test_a_decoder_has_a_stage_for_each_size_it_works_at_and_its_planes_are_the_last():
@@ -250,6 +263,7 @@ def test_describe_prints_a_line_for_each_stage_and_the_memory_of_a_step(tmp_path
     assert second[2:8] == ["16", "x", "24", "128", "221,440", f"{macs:.2f}"]
     assert second[9] == "16"
     assert "weights" in shown
+    assert f"  {'decoder segmentation':<32}    0.000     0.000" in shown  # of checkerboards: bilinear upsampling
 
 
 def test_describe_takes_sizes_and_options_from_the_command_line(tmp_path, capsys):
@@ -262,6 +276,7 @@ def test_describe_takes_sizes_and_options_from_the_command_line(tmp_path, capsys
     scores = 2 * (512 * 21 + 21) + 256 * 21 + 21
     assert f"{9_220_480 + scores:,}" in shown  # VGG-11 has 9,220,480 without its classifier
     assert "sees" not in shown
+    assert "checkerboard" not in shown
 
 
 @pytest.mark.parametrize(

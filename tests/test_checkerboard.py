@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from densepred.anatomy.checkerboards import checkerboard
+from densepred.decoders.context import ContextDecoder
 from densepred.decoders.fcn import FCNDecoder
 from densepred.decoders.transposed import TransposedConvDecoder, icnr_
 from densepred.decoders.unet import UNetDecoder
@@ -53,6 +54,7 @@ def test_a_kernel_of_3_is_worse_than_one_of_5():
         (partial(UNetDecoder, SPEC, 3, widths=(8, 6), upsampling="nearest"), True),
         (partial(UNetDecoder, SPEC, 3, widths=(8, 6), upsampling="transposed"), False),
         (partial(FCNDecoder, FeatureSpec((8, 16), (8, 16)), 3), True),
+        (partial(ContextDecoder, SPEC, 3, spread=1.0), True),  # sees 33 cells far, beyond the border
         (partial(FCNDecoder, FeatureSpec((8, 16), (8, 16)), 3, upsampling="learned", upsample_to_image=True), True),
         (partial(FCNDecoder, FeatureSpec((8, 16), (8, 16)), 3, upsampling="nearest", upsample_to_image=True), True),
     ],

@@ -35,11 +35,11 @@ def checkerboard(
 
     Args:
         decoder: A decoder, or any callable from maps to planes. A module is measured on a copy in evaluation mode and
-            double precision.
+            double precision, whose convolutions repeat the border instead of padding with zeros: that edge is not seen.
         spec: The maps that it reads; they start at the image's corner.
         equal_weights: Measure a copy whose kernels have equal weights and whose norms and biases do nothing.
-        cells: Cells a side of the coarsest map. Of these the middle two are looked at; raise it where a decoder sees
-            further than `cells / 2 - 1` cells, to the border (a dilation of 36, say).
+        cells: Cells a side of the coarsest map. Of these the middle two are looked at; raise it where transposed
+            convolutions carry the border further than `cells / 2 - 1` cells.
 
     Shape:
         returns: a number from 0 to 1.
@@ -86,6 +86,9 @@ def checkerboard(
 def _prepared(decoder: Callable[[list[Tensor]], Tensor], equal_weights: bool) -> Callable[[list[Tensor]], Tensor]:
     if isinstance(decoder, nn.Module):
         twin = copy.deepcopy(decoder).to(device="cpu", dtype=torch.float64).eval()
+        for layer in twin.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.padding_mode = "replicate"
         if equal_weights:
             _make_equal(twin)
         return twin

@@ -68,6 +68,7 @@ def trace(network: DenseNetwork, image: Tensor) -> list[Stage]:
 class _Call(NamedTuple):
     """A module that ran, and what was spent since the one before it ended."""
 
+    inputs: list[Tensor]
     outputs: list[Tensor]
     parameters: int
     macs: int
@@ -97,7 +98,7 @@ class _Watch(ExitStack):
 
     def _keep(self, tensor: Tensor) -> Tensor:
         # what is kept stays alive with the graph, so that no storage's address comes twice
-        if storage(tensor) not in self.own | self.kept:
+        if storage(tensor) not in self.own and storage(tensor) not in self.kept:
             self.kept.add(storage(tensor))
             self.saved_bytes += tensor.untyped_storage().nbytes()
         return tensor
@@ -105,28 +106,31 @@ class _Watch(ExitStack):
     def _after(self, module: nn.Module, inputs: Any, output: Any) -> None:
         new = [p for p in module.parameters() if id(p) not in self.counted and p.requires_grad]
         self.counted |= {id(p) for p in new}
-        self._note(list(_tensors(output)), sum(p.numel() for p in new))
+        self._note(list(_tensors(inputs)), list(_tensors(output)), sum(p.numel() for p in new))
 
-    def _note(self, outputs: list[Tensor], parameters: int) -> None:
+    def _note(self, inputs: list[Tensor], outputs: list[Tensor], parameters: int) -> None:
         macs = self.flops.get_total_flops() // 2
-        self.calls.append(_Call(outputs, parameters, macs - self.macs_before, self.saved_bytes - self.saved_before))
+        spent = (macs - self.macs_before, self.saved_bytes - self.saved_before)
+        self.calls.append(_Call(inputs, outputs, parameters, *spent))
         self.macs_before, self.saved_before = macs, self.saved_bytes
 
     def _take_calls(self, outputs: list[Tensor]) -> list[_Call]:
         """What ran since the last time, with what came after the last module."""
-        self._note(outputs, 0)
+        self._note([], outputs, 0)
         calls, self.calls = self.calls, []
         return calls
 
     def encoder_stages(self, maps: list[Tensor]) -> list[Stage]:
-        """A stage for each map: the calls up to the one that made it."""
+        """A stage for each map: the calls up to the one that made it, or up to the first one that reads it."""
         calls = self._take_calls([])
         stages = []
         start = 0
         for i, feature in enumerate(maps):
-            made = [k for k, call in enumerate(calls) if any(output is feature for output in call.outputs)]
-            # a map that no module made by itself takes nothing from the next one's share
-            end = len(calls) if i == len(maps) - 1 else max(made[0] + 1, start) if made else start
+            # of the modules that made it the innermost; what puts all maps into a list made none of them
+            made = [k + 1 for k, call in enumerate(calls) if len(call.outputs) == 1 and call.outputs[0] is feature]
+            read = [k for k, call in enumerate(calls) if any(tensor is feature for tensor in call.inputs)]
+            # a map that no module made or read by itself takes nothing from the next one's share
+            end = len(calls) if i == len(maps) - 1 else max([*made, *read, start][0], start)
             stages.append(_stage(f"encoder {i + 1}", feature, calls[start:end]))
             start = end
         return stages

@@ -2,18 +2,21 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
 from jsonargparse import Namespace
 
+from densepred.anatomy.checkerboards import checkerboard
 from densepred.anatomy.memory import StepMemory, step_memory
 from densepred.anatomy.receptive_field import effective_receptive_fields, theoretical_receptive_fields
 from densepred.anatomy.stages import Stage, trace
 from densepred.commands.fit import RunParser, import_parts, nulls_as_configs
+from densepred.decoders.base import Decoder
 from densepred.errors import ConfigurationError
 from densepred.module import DensePredictor
+from densepred.network import DenseNetwork
 from densepred.resume import checkpoint_config
 from densepred.starting_weights import without_starting_weights
 
@@ -31,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--size", nargs=2, type=int, metavar=("H", "W"), help="of the images (default: the training crop's)"
     )
     parser.add_argument("--batch_size", type=int, metavar="N", help="default: the configuration's")
-    parser.add_argument("--quick", action="store_true", help="leave the receptive fields out")
+    parser.add_argument("--quick", action="store_true", help="leave the receptive fields and checkerboards out")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -47,12 +50,15 @@ def run(arguments: argparse.Namespace) -> int:
         training = trace(network.train(), images)
         memory = step_memory(module, batch_size, size)
     fields: list[str] = []
+    boards = ""
     if not arguments.quick:
-        fields = _fields(build_module(config, arguments.options), padded)
+        real = build_module(config, arguments.options).network
+        fields = _fields(real, padded)
+        boards = f"\n{checkerboard_table(real)}\n"
     parts = f"{type(network.encoder).__name__} + {type(next(iter(network.decoders.values()))).__name__}"
     print(f"{parts}; images of {size[0]} x {size[1]}, {batch_size} in a batch\n")
     print(stage_table(training, batch_size, fields))
-    print()
+    print(boards)
     print(memory_table(memory))
     return 0
 
@@ -98,8 +104,7 @@ def build_module(config: dict[str, Any], options: list[str]) -> DensePredictor:
     return module
 
 
-def _fields(module: DensePredictor, size: tuple[int, int]) -> list[str]:
-    network = module.network
+def _fields(network: DenseNetwork, size: tuple[int, int]) -> list[str]:
     possible = theoretical_receptive_fields(network)
     noise = torch.randn(1, network.encoder.in_channels, *size)
     looked = effective_receptive_fields(network, noise)
@@ -138,6 +143,25 @@ def _costs(stages: list[Stage], batch_size: int) -> str:
     parameters = sum(stage.parameters for stage in stages)
     macs = sum(stage.macs for stage in stages) / batch_size / 1e9
     return f"{parameters:>14,}{macs:>9.2f}{_mebibytes(sum(stage.saved_bytes for stage in stages)):>10}"
+
+
+def checkerboard_table(network: DenseNetwork) -> str:
+    """A line for each decoder: how strong a pattern it draws over flat maps, from 0 to 1."""
+    lines = [f"{'checkerboard over flat maps':<34}{'built in':>9}{'at first':>10}"]
+    for name, decoder in network.decoders.items():
+        measures = [_checkerboard(cast(Decoder, decoder), equal_weights) for equal_weights in (True, False)]
+        lines.append(f"  {f'decoder {name}':<32}{measures[0]:>9}{measures[1]:>10}")
+    lines.append(
+        "0: none, 1: nothing else. built in: with equal weights; at first: as initialised; -: planes are cropped."
+    )
+    return "\n".join(lines)
+
+
+def _checkerboard(decoder: Decoder, equal_weights: bool) -> str:
+    try:
+        return f"{checkerboard(decoder, decoder.spec, equal_weights, cells=8):.3f}"
+    except ConfigurationError:
+        return "-"
 
 
 def memory_table(memory: StepMemory) -> str:
