@@ -21,6 +21,7 @@ from tests.catalogue import (
     REFUSED,
     SPEC,
     distance,
+    leaves,
     randomise_zeros,
     remembered,
     silent,
@@ -114,7 +115,11 @@ def network(request):
 class TestEveryEncoder:
     def test_an_odd_image_alone_in_training_reaches_every_parameter(self, network):
         network.train().zero_grad()
+        maps: list[Tensor] = []
+        hook = network.encoder.register_forward_hook(lambda _, image, features: maps.extend(features))
         planes = network(torch.rand(1, 3, 33, 47))["labels"]
+        hook.remove()
+        assert all(leaves(m) for m in maps)  # those that this decoder does not read
         (planes * torch.rand_like(planes)).sum().backward()
         assert planes.shape == (1, 3, 33, 47)
         assert silent(network) == []
