@@ -1,5 +1,6 @@
 """Dashboards through the command line: a real fit, and what an offline run of Weights & Biases then holds."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ def test_a_fit_leaves_masks_with_class_names_panels_metrics_and_the_whole_config
     monkeypatch.setenv("WANDB_MODE", "")
     monkeypatch.setenv("HOME", str(Path("home").absolute()))
     logger = ["--trainer.logger", "WandbLogger", "--trainer.logger.project", "rooms"]
+    logger += ["--trainer.callbacks+", "CheckpointArtifacts"]
     assert main(["fit", "--config", str(config), "--trainer.max_epochs", "1", *logger]) == 0
     wandb.finish()
 
@@ -40,6 +42,18 @@ def test_a_fit_leaves_masks_with_class_names_panels_metrics_and_the_whole_config
     labels = kept["_wandb"]["mask/class_labels"]["panels/val/segmentation_wandb_delimeter_prediction"]["value"]
     assert labels == {**{str(i): name for i, name in enumerate(Rooms.classes)}, "255": "void"}
     assert len(history["panels/val/depth/filenames"]) == 2
+    assert len(history["worst/val/depth/filenames"]) == 1
+    table = json.loads((run / "files" / history["iou/val/segmentation/path"]).read_text())
+    assert table["columns"] == ["class", "IoU"]
+    for name, iou in table["data"]:
+        logged = history[f"val/segmentation/iou/{name}"]
+        assert iou == pytest.approx(logged, nan_ok=True) or (iou is None and logged == "NaN")
+    page = (run / "files" / history["diagnostics/val/segmentation/path"]).read_text()
+    assert "Confusion matrix" in page
+    assert Rooms.classes[0] in page
+    artifacts = {record.artifact.name for record in records if record.WhichOneof("record_type") == "artifact"}
+    kept_files = {path.stem for path in Path("runs/version_0/checkpoints").glob("best*.ckpt")}
+    assert {name.partition("-")[2] for name in artifacts if "-best" in name} == kept_files
     assert Path("runs/version_0/panels/epoch_001.png").is_file()
     assert not Path("wandb").exists()
 
@@ -50,9 +64,16 @@ def test_a_fit_with_tensorboard_writes_there_and_keeps_its_own_files(config):  #
     logger = ["--trainer.logger", "TensorBoardLogger", "--trainer.logger.save_dir", "tb"]
     assert main(["fit", "--config", str(config), "--trainer.max_epochs", "1", *logger]) == 0
     (events,) = Path("tb").rglob("events.out.tfevents.*")
-    tags = EventAccumulator(str(events)).Reload().Tags()
-    assert set(tags["images"]) == {"panels/val/segmentation", "panels/val/depth"}
-    assert {"train/loss", "val/depth/rmse"} <= set(tags["scalars"])
+    found = EventAccumulator(str(events)).Reload()
+    tags = found.Tags()
+    pictures = {f"{kind}/val/{task}" for kind in ("panels", "worst") for task in ("segmentation", "depth")}
+    assert set(tags["images"]) == {*pictures, "confusion/val/segmentation"}
+    assert {"train/loss", "val/depth/rmse", "train/gradient_norm", "speed/data_wait"} <= set(tags["scalars"])
+    assert {"iou/val/segmentation/text_summary", "custom_scalars__config__"} <= set(tags["tensors"])
+    text = found.Tensors("iou/val/segmentation/text_summary")[-1].tensor_proto.string_val[0].decode()
+    assert {f"iou/{line.split('|')[1].strip()}" for line in text.splitlines()[2:]} == {
+        f"iou/{name}" for name in Rooms.classes
+    }
     assert Path("runs/version_0/metrics.csv").is_file()
 
 

@@ -122,8 +122,8 @@ class Diagnostics(pl.Callback):
                 self._depth[task.name].update(predictions[task.name], task.target(batch))
 
     def _finish(self, trainer: pl.Trainer, module: Any, stage: str) -> None:
-        if not self._due(trainer) or not hasattr(module, "tasks"):
-            return
+        if not self._due(trainer) or not hasattr(module, "tasks") or not hasattr(module, "metrics"):
+            return  # a module of another make
         folder = run_folder(trainer) / DIAGNOSTICS
         self._images.gather()
         tasks: list[Task] = list(module.tasks)
