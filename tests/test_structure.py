@@ -32,7 +32,7 @@ FLOORS = [
     {"tasks", "network"},
     {"module", "torchvision_weights", "starting_weights", "anatomy"},
     {"callbacks", "inference", "loggers"},
-    {"commands"},
+    {"commands", "tuning"},
     {"cli"},
     {"__main__"},
 ]
