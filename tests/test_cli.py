@@ -231,6 +231,8 @@ def test_every_experiment_trains_a_few_steps_on_tiny_data(path, tmp_path, monkey
         arguments += ["--model.decoder.weights=null", "--model.decoder.bottleneck=64"]
     if "dilation8" in path.stem:  # its margin makes 436 pixels of a crop of 64
         arguments += ["--model.encoder.name=vgg11", "--data.batch_size=1"]
+    if "warmup_steps" in path.read_text():
+        arguments += ["--model.lr_scheduler.warmup_steps=1"]
     if "largefov" in path.stem:
         arguments += ["--model.decoder.weights=null"]
     if "rooms" not in path.stem:
