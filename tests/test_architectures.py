@@ -284,3 +284,13 @@ def test_every_encoder_has_a_place_in_the_contract(name):
 def test_inductor_compiles_a_network_that_trains_alike():
     net = DenseNetwork(ENCODERS["segnet basic"](), DECODERS["U-Net"], {"labels": 3})
     trains_alike_compiled(net, (torch.rand(2, 3, 45, 64),), lambda planes: planes["labels"], backend="inductor")
+
+
+def test_an_exported_network_has_no_auxiliary_decoder():
+    encoder, decoder = ENCODERS["resnet18"](), DECODERS["FCN-8s"]
+    torch.manual_seed(0)
+    network = DenseNetwork(encoder, decoder, {"labels": 3}, auxiliary=decoders.PointwiseDecoder, auxiliary_depth=2)
+    exported = torch.export.export(network.eval(), (torch.rand(1, 3, 64, 64),))
+    assert set(exported.module()(torch.rand(1, 3, 64, 64))) == {"labels"}
+    assert not [node for node in exported.graph.nodes if "auxiliary" in str(node.meta.get("nn_module_stack", ""))]
+    assert len(network.train().planes(torch.rand(2, 3, 64, 64))) == 3
