@@ -18,11 +18,11 @@ from torch import nn
 from densepred.cli import main
 from densepred.errors import ConfigurationError
 from densepred.tuning.bench import changed, read_arguments, value_of
-from densepred.tuning.curves import read_curve, smoothed
+from densepred.tuning.curves import compared, read_curve, smoothed
 from densepred.tuning.initial import activations, judge_activations, judge_initial_loss
 from densepred.tuning.overfit import judge_overfitting
+from densepred.tuning.plan import Plan
 from densepred.tuning.rates import suggest_rate
-from densepred.tuning.search import Plan
 from densepred.tuning.space import SearchRange, draw, refine
 from densepred.tuning.trial import run_trial, skill
 from tests.test_cli import ROOMS
@@ -51,6 +51,15 @@ SWINGS = PLATEAU + 0.2 * np.sin(np.arange(300) * 2.5)
 )
 def test_a_curve_is_named_by_its_shape(losses, shape):
     assert read_curve(list(losses), reference=2.4).shape.value == shape
+
+
+@pytest.mark.parametrize(
+    ("rate", "end", "shape"),
+    [(1.0, 1.5, "rate too high"), (1e-4, 1.5, "rate too low"), (0.012, 1.5, "fine"), (1.0, 0.9, "fine")],
+)
+def test_a_curve_that_ends_far_above_the_best_had_too_high_or_too_low_a_rate(rate, end, shape):
+    alone = read_curve(FALL, reference=2.4)
+    assert compared(alone, rate, end, best_rate=0.01, best_end=0.8, scale=2.4).shape.value == shape
 
 
 @pytest.mark.parametrize("losses", [FALL, LINE, LATE], ids=["fall", "line", "late"])

@@ -9,8 +9,9 @@ from densepred.commands.fit import ROOT
 from densepred.errors import ConfigurationError
 from densepred.tuning.bench import read_arguments
 from densepred.tuning.budget import WINNER, budget_of
+from densepred.tuning.plan import Plan, reopen, start
 from densepred.tuning.report import write_report
-from densepred.tuning.search import Plan, Search, reopen, start
+from densepred.tuning.search import Search
 
 PASSES_OPTIONS_ON = True
 """Options of the run may stand on the command line, as in `fit`."""

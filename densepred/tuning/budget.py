@@ -64,7 +64,7 @@ def write_winner(search: Search) -> Path:
     path = search.folder / WINNER
     header = (
         f"# Found by densepred tune: {found}.\n"
-        f"# Trial {winner.name} of {len(search.trials)}, score {winner.score:.4f} after {winner.epochs:g} epochs; seed "
+        f"# Trial {winner.name} of {len(search.trials)}, score {winner.score:.4f}, epochs {winner.epochs:g}; seed "
         f"{search.plan.seed}; the search took {budget.spent} steps, on one device at a batch of "
         f"{search.checks['batch_size']}.\n#   densepred fit --config {path}\n"
     )

@@ -94,7 +94,7 @@ def read_curve(
     overfit = _overfit(validation, end, fall, scale)
     if overfit is not None:
         return overfit
-    if half >= 0.4:
+    if half >= 0.45:
         return Reading(
             Shape.RATE_TOO_LOW, f"falls in a straight line: half of the fall came after {half:.0%} of the way"
         )
@@ -103,6 +103,29 @@ def read_curve(
             return Reading(Shape.RATE_TOO_HIGH, f"falls at once, then swings around {end:.3g}")
         return Reading(Shape.UNDERFIT, f"settles at {end:.3g}, {end / scale:.0%} of what knowing nothing costs")
     return Reading(Shape.FINE, f"falls from {start:.3g} to {end:.3g}")
+
+
+def compared(reading: Reading, rate: float, end: float, best_rate: float, best_end: float, scale: float) -> Reading:
+    """A curve that looks fine by itself beside that of a better run: one that ends much higher had another rate.
+
+    Args:
+        reading: Of the curve alone; only "fine" and "underfit" are read anew.
+        rate: Its learning rate.
+        end: Where it ended.
+        best_rate: The better run's.
+        best_end: Where that ended.
+        scale: The loss of a network that knows nothing; a tenth of it is much.
+
+    Example:
+        >>> compared(Reading(Shape.FINE, ""), 1.0, 1.5, best_rate=0.01, best_end=0.8, scale=2.4).shape.value
+        'rate too high'
+    """
+    if reading.shape not in (Shape.FINE, Shape.UNDERFIT) or end - best_end < 0.1 * scale:
+        return reading
+    reason = f"ends at {end:.3g}, where a rate of {best_rate:.2g} ends at {best_end:.3g}"
+    if rate > 2 * best_rate:
+        return Reading(Shape.RATE_TOO_HIGH, reason)
+    return Reading(Shape.RATE_TOO_LOW, reason) if rate < best_rate / 2 else reading
 
 
 def _way(speed: Curve) -> Curve:

@@ -8,10 +8,11 @@ from typing import Any
 import yaml
 
 from densepred.reports.page import code, folded, heading, note, page, paragraph, side_by_side, table, warning
-from densepred.reports.svg import Mark, Series, chart
+from densepred.reports.svg import Series, chart
 from densepred.tuning.bench import value_of
 from densepred.tuning.budget import Budget, budget_of, comparison, winner_config, write_winner
-from densepred.tuning.curves import Shape, smoothed
+from densepred.tuning.check_sections import overfitting_section, rates_section, start_section
+from densepred.tuning.curves import Shape
 from densepred.tuning.search import Search
 from densepred.tuning.space import Space, refine
 from densepred.tuning.trial import Trial
@@ -50,9 +51,9 @@ def write_report(search: Search) -> Path:
     budget = budget_of(search)
     sections = {
         "Result": _result(search, budget),
-        "Before training": _start(search),
-        "Learning rate": _rates(search.rates),
-        "A handful of images": _overfitting(search.overfitting, search.blank),
+        "Before training": start_section(search.checks),
+        "Learning rate": rates_section(search.rates),
+        "A handful of images": overfitting_section(search.overfitting, search.blank),
         "Trials": _trials(search),
         "Next": _next(search),
         "Cost, and a fair comparison": _cost(search, budget),
@@ -70,7 +71,7 @@ def _result(search: Search, budget: Budget) -> str:
     rows.append(["score", first.score, winner.score])
     rows += [[key, first.metrics.get(key), winner.metrics.get(key)] for key in _monitors(search)]
     words = (
-        f"Trial {winner.name} is the best after {winner.epochs:g} epochs. The score is the mean over the tasks of how "
+        f"Trial {winner.name} is the best after {_epochs(winner.epochs)}. The score is the mean over the tasks of how "
         "far the monitored metric came from the best constant predictor (0) to perfection (1)."
     )
     edges = [
@@ -88,93 +89,16 @@ def _result(search: Search, budget: Budget) -> str:
     return paragraph(words) + values + "".join(map(warning, edges)) + command
 
 
+def _epochs(count: float) -> str:
+    return f"{count:g} epoch" if count <= 1 else f"{count:g} epochs"
+
+
 def _monitors(search: Search) -> list[str]:
     return [f"val/{name}/{metric}" for name, (metric, _) in search.checks["monitors"].items()]
 
 
 def _shown(value: Any) -> Any:
     return "null" if value is None else value
-
-
-def _start(search: Search) -> str:
-    checks = search.checks
-    rows = [
-        [entry["task"], entry["verdict"], entry["loss"], entry["blank"], entry["constant"], entry["reason"]]
-        for entry in checks["losses"]
-    ]
-    losses = table(["initial loss of", "verdict", "loss", "of zeros", "of the mean answer", "what was seen"], rows)
-    layers = checks["layers"]
-    numbers = list(range(1, len(layers) + 1))
-    spread = [
-        Series("layers with weights", *_columns(numbers, layers, "std", False)),
-        Series("rectifiers", *_columns(numbers, layers, "std", True)),
-    ]
-    dead = [
-        Series("values that are zero", *_columns(numbers, layers, "zeros", True)),
-        Series("channels that are zero everywhere (dead)", *_columns(numbers, layers, "dead", True)),
-    ]
-    every = table(
-        ["layer", "kind", "mean", "std", "zeros", "dead"],
-        [[layer[key] for key in ("layer", "kind", "mean", "std", "zeros", "dead")] for layer in layers],
-    )
-    verdict = f"Activations at initialisation: {checks['verdict']}: {checks['reason']}."
-    return (
-        losses
-        + heading("Activations")
-        + _verdict(checks["verdict"], verdict)
-        + side_by_side(
-            chart(spread, "Standard deviation by layer", "layer, in the order in which they run", log_y=True),
-            chart(dead, "Silent rectifiers", "layer, in the order in which they run", "share"),
-        )
-        + folded(f"All {len(layers)} layers", every)
-    )
-
-
-def _columns(numbers: Sequence[int], layers: Sequence[dict[str, Any]], key: str, rectifiers: bool) -> tuple[Any, Any]:
-    rows = [
-        (number, layer[key])
-        for number, layer in zip(numbers, layers, strict=True)
-        # a layer of zeros has no place on a logarithmic axis; the table below has it
-        if (layer["dead"] is not None) == rectifiers and (key != "std" or layer["std"] > 0)
-    ]
-    return [number for number, _ in rows], [value for _, value in rows]
-
-
-def _verdict(verdict: str, text: str) -> str:
-    return (warning if verdict == "bad" else paragraph)(text)
-
-
-def _rates(found: dict[str, Any]) -> str:
-    if not found:
-        return ""
-    marks = [
-        Mark(found[key], f"{word} {found[key]:.2g}")
-        for key, word in (("suggested", "suggested"), ("diverged", "diverges"))
-        if found[key]
-    ]
-    # what lies far above would flatten the rest
-    top = 3 * max(abs(loss) for loss in found["losses"][:3])
-    shown = [min(loss, top) if math.isfinite(loss) else math.nan for loss in found["losses"]]
-    noisy = Series("training loss", found["rates"], shown)
-    series = [noisy, Series("smoothed", found["rates"], smoothed(shown, 0.15).tolist())]
-    drawn = chart(series, "Range search", "learning rate", "loss", True, marks=marks)
-    text = f"Range search over {len(shown)} steps: {found['verdict']}: {found['reason']}."
-    if found["suggested"]:
-        text += f" Suggested: {found['suggested']:.2g}, the steepest rate but at most a tenth of where it diverges."
-    return _verdict(found["verdict"], text) + drawn
-
-
-def _overfitting(found: dict[str, Any], blank: float) -> str:
-    if not found:
-        return ""
-    steps = list(range(1, len(found["losses"]) + 1))
-    series = [
-        Series("training loss", steps, found["losses"]),
-        Series("knowing nothing", [1, len(steps)], [blank, blank], dashed=True),
-    ]
-    how = f"{found['images']} images at a rate of {found['rate']:.2g}, without decay"
-    text = f"{how}: {found['verdict']}: {found['reason']}."
-    return _verdict(found["verdict"], text) + chart(series, "Overfitting", "step", "loss")
 
 
 def _trials(search: Search) -> str:

@@ -4,15 +4,11 @@ import json
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from densepred.callbacks.results import constant_metrics
-from densepred.data.atomic import whole_file
 from densepred.errors import ConfigurationError
 from densepred.tasks.base import Task
 from densepred.tuning.bench import (
@@ -27,58 +23,16 @@ from densepred.tuning.bench import (
     value_of,
     with_optimizer,
 )
+from densepred.tuning.curves import Reading, Shape, compared, smoothed
 from densepred.tuning.initial import check_start
 from densepred.tuning.overfit import overfit
+from densepred.tuning.plan import Plan, write_json
 from densepred.tuning.rates import search_rates, suggest_rate
 from densepred.tuning.space import SearchRange, Space, draw, refine
 from densepred.tuning.trial import Trial, run_trial, skill
 
-PLAN, CONFIG, CHECKS, RATES, OVERFIT = "plan.json", "config.yaml", "checks.json", "rates.json", "overfit.json"
+CHECKS, RATES, OVERFIT = "checks.json", "rates.json", "overfit.json"
 TRIALS = "trials"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a search is going to do.
-
-    Args:
-        trials: In the first round; the later ones have half as many.
-        epochs: Length of the trials, a number a round; the last one holds for the rounds that follow.
-        rounds: The first one is coarse, each further one looks around the best.
-        seed: Of the values that are drawn. The runs keep the configuration's own seed, so that they differ in nothing
-            else.
-        range_steps: Steps of the range search; 0 leaves it out.
-        overfit_steps: Steps of the overfitting at most; 0 leaves it out.
-        search: Ranges by option, as the user writes them; `lr` and `weight_decay` are there by themselves.
-    """
-
-    trials: int = 12
-    epochs: tuple[float, ...] = (2.0,)
-    rounds: int = 2
-    seed: int = 0
-    range_steps: int = 100
-    overfit_steps: int = 200
-    search: tuple[tuple[str, str], ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.trials < 1 or self.rounds < 1 or min(self.range_steps, self.overfit_steps) < 0:
-            raise ConfigurationError(
-                f"tune: --trials {self.trials}, --rounds {self.rounds}, --range_steps {self.range_steps} and "
-                f"--overfit_steps {self.overfit_steps}; expected at least one trial and round, and no negative steps."
-            )
-        if not self.epochs or any(not 0 < e < math.inf or (e > 1 and e != round(e)) for e in self.epochs):
-            raise ConfigurationError(
-                f"tune: --epochs {' '.join(f'{e:g}' for e in self.epochs)}; expected whole numbers, or a part of one "
-                "epoch such as 0.5."
-            )
-
-    def epochs_of(self, number: int) -> float:
-        """The length of the trials of a round, counted from 0."""
-        return self.epochs[min(number, len(self.epochs) - 1)]
-
-    def trials_of(self, number: int) -> int:
-        """The number of trials of a round, counted from 0."""
-        return self.trials if number == 0 else max(1, (self.trials + 1) // 2)
 
 
 class Search:
@@ -123,6 +77,7 @@ class Search:
             if number:
                 space = refine(space, self.winner.values)
             self._round(number, space)
+        self._compare_curves()
         return self
 
     @property
@@ -235,6 +190,17 @@ class Search:
         write_json(path, trial.plain())
         return trial
 
+    def _compare_curves(self) -> None:
+        """Reads each curve again beside the winner's; the files keep what a curve by itself looks like."""
+        best = self.winner
+        for trial in self.trials:
+            rate, best_rate = trial.values.get("lr"), best.values.get("lr")
+            if trial.error is None and trial.epochs == best.epochs and rate and best_rate:
+                alone = Reading(Shape(trial.shape), trial.reason)
+                ends = (float(smoothed(one.losses)[-1]) for one in (trial, best))
+                beside = compared(alone, rate, next(ends), best_rate, next(ends), self.blank)
+                trial.shape, trial.reason = beside.shape.value, beside.reason
+
     def _score(self, trial: Trial) -> float | None:
         """The mean skill of the tasks."""
         skills = []
@@ -263,35 +229,3 @@ def _limited(batches: int, limit: float | None) -> int:
     if limit is None:
         return batches
     return min(batches, limit) if isinstance(limit, int) else int(limit * batches)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes a file whole or not at all."""
-    with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1))
-
-
-def start(folder: Path, config: Config, plan: Plan) -> Path:
-    """Makes a search's folder: its configuration and its plan."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with whole_file(folder / CONFIG) as temporary:
-        temporary.write_text(yaml.safe_dump(config, sort_keys=False))
-    write_json(folder / PLAN, vars(plan))
-    return folder
-
-
-def reopen(folder: Path) -> tuple[Config, Plan]:
-    """The configuration and the plan of a search that was begun.
-
-    Raises:
-        ConfigurationError: If there is none in the folder.
-    """
-    if not (folder / PLAN).is_file():
-        raise ConfigurationError(
-            f"tune: --resume {folder}: there is no {PLAN}. Expected the folder of a search, such as "
-            "runs/rooms_multitask/tune_0."
-        )
-    saved = json.loads((folder / PLAN).read_text())
-    saved["epochs"] = tuple(saved["epochs"])
-    saved["search"] = tuple((name, text) for name, text in saved["search"])
-    return yaml.safe_load((folder / CONFIG).read_text()), Plan(**saved)
