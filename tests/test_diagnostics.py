@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from densepred.callbacks.diagnostics import Diagnostics
+from densepred.callbacks.diagnostics import Diagnostics, _shot
 from densepred.callbacks.environment import git_state
 from densepred.callbacks.pixel_errors import pixel_errors
 from densepred.callbacks.run_files import write_csv, write_json
@@ -149,6 +149,30 @@ def test_the_worst_images_of_many_batches_are_those_of_a_sort():
     assert [candidate.name for candidate in found.kept["depth"]] == [f"image {index}" for index in expected]
     torch.testing.assert_close(found.kept["depth"][0].predictions["depth"], guess[expected[0] : expected[0] + 1])
     assert len(found.scores["depth"]) == 20
+
+
+def test_a_sample_without_a_tasks_target_has_no_score_for_it_and_keeps_the_table_square():
+    found = WorstImages(1)
+    tasks = [Depth(), Normals()]
+    image, depth = torch.zeros(1, 3, 2, 2, dtype=torch.uint8), torch.ones(1, 1, 2, 2)
+    up = torch.tensor([0.0, -1, 0]).view(1, 3, 1, 1).expand(1, 3, 2, 2)
+    found.add(tasks, {"image": image, "depth": depth, "name": ["a"]}, {"depth": depth, "normals": up})
+    found.add(tasks, {"image": image, "depth": depth, "normals": up, "name": ["b"]}, {"depth": depth, "normals": up})
+    assert found.names == ["a", "b"]
+    assert found.scores["depth"] == [0, 0]
+    assert math.isnan(found.scores["normals"][0])
+    assert found.scores["normals"][1] == pytest.approx(0, abs=1e-3)
+
+
+def test_a_map_of_errors_is_added_where_the_task_draws_none():
+    labels, guess = torch.tensor([[[0, 1]]], dtype=torch.uint8), torch.tensor([[[0, 2]]], dtype=torch.uint8)
+    task = Segmentation(3)
+    found = WorstImages(1)
+    batch = {"image": torch.zeros(1, 3, 1, 2, dtype=torch.uint8), "segmentation": labels, "name": ["a"]}
+    found.add([task], batch, {"segmentation": guess})
+    picture = _shot(task, found.kept["segmentation"][0]).pictures["segmentation"]["error"]
+    right, wrong = picture[:, 0, 0].tolist(), picture[:, 0, 1].tolist()
+    assert sum(wrong) > 500 > 50 > sum(right)  # bright where wrong, dark where right
 
 
 def test_depth_by_distance_is_a_mean_by_bins_as_numpy_makes_it_over_batches_of_any_size():

@@ -9,17 +9,18 @@ from torchmetrics import Metric
 
 from densepred.callbacks.dashboards import send_diagnostics, send_layout
 from densepred.callbacks.panels import run_folder, write_whole
-from densepred.callbacks.pixel_errors import error_name
+from densepred.callbacks.pixel_errors import error_name, pixel_errors
 from densepred.callbacks.run_files import write_csv, write_json
 from densepred.callbacks.sheet import draw_sheet
 from densepred.callbacks.shots import Shot, legends_of, row_of, shots_of
 from densepred.callbacks.task_details import details, protocol
-from densepred.callbacks.worst import WorstImages
+from densepred.callbacks.worst import Candidate, WorstImages
 from densepred.errors import ConfigurationError
 from densepred.metrics.depth_by_distance import DepthByDistance
 from densepred.reports.run import DIAGNOSTICS
 from densepred.tasks.base import Batch, Task
 from densepred.tasks.depth import Depth
+from densepred.tasks.pictures import heat, scale_of
 
 
 class Diagnostics(pl.Callback):
@@ -158,12 +159,7 @@ class Diagnostics(pl.Callback):
         }
 
     def _shots(self, task: Task) -> list[Shot]:
-        candidates = self._images.kept.get(task.name, [])
-        shots = [shots_of([task], one.batch, one.predictions, 1)[0] for one in candidates]
-        return [
-            Shot(f"{one.score:.3g}  {shot.name}", shot.image, shot.predictions, shot.targets, shot.pictures)
-            for one, shot in zip(candidates, shots, strict=True)
-        ]
+        return [_shot(task, candidate) for candidate in self._images.kept.get(task.name, [])]
 
     def _write(
         self,
@@ -190,3 +186,15 @@ def _when(trainer: pl.Trainer, stage: str, step: int) -> dict[str, Any]:
     if trainer.state.fn == "fit":
         return {"stage": stage, "epoch": trainer.current_epoch + 1, "step": step}
     return {"stage": stage, "checkpoint": Path(trainer.ckpt_path).name if trainer.ckpt_path else None}
+
+
+def _shot(task: Task, candidate: Candidate) -> Shot:
+    """A candidate's pictures under its score, with a map of its errors where the task draws none itself."""
+    shot = shots_of([task], candidate.batch, candidate.predictions, 1)[0]
+    mine = dict(shot.pictures.get(task.name, {}))
+    if task.name in shot.targets and not any("error" in caption for caption in mine):
+        errors = pixel_errors(task, shot.predictions[task.name], shot.targets[task.name])[:, None]
+        known = errors.isfinite()
+        mine["error"] = heat(errors, known, scale_of(errors, known), "inferno")[0]
+    name = f"{candidate.score:.3g}  {shot.name}"
+    return Shot(name, shot.image, shot.predictions, shot.targets, {**shot.pictures, task.name: mine})

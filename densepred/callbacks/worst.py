@@ -50,6 +50,9 @@ class WorstImages:
         means = torch.stack([error.nanmean(1) for error in errors]).cpu().tolist()
         names = [str(name) for name in batch.get("name", [""] * len(batch["image"]))]
         self.names += names
+        for task in tasks:
+            if task not in known:
+                self.scores.setdefault(task.name, []).extend([math.nan] * len(names))
         for task, scores in zip(known, means, strict=True):
             self.scores.setdefault(task.name, []).extend(scores)
             for index, score in enumerate(scores):
