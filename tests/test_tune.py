@@ -69,12 +69,10 @@ def test_noise_of_the_batches_does_not_change_a_shape(losses):
 
 
 def test_a_warm_up_is_not_taken_for_a_bad_start():
-    rates = np.minimum(1, np.arange(300) / 150)
-    way = np.cumsum(rates) / rates.sum()
-    losses = 0.4 + 2 * np.exp(-6 * way)
+    rates = WAY**3
+    losses = 0.4 + 2 * np.exp(-3 * np.cumsum(rates) / rates.sum())
     assert read_curve(losses, rates).shape.value == "fine"
-    # the same losses at a constant rate would be a flat start
-    assert read_curve(0.4 + 2 / (1 + np.exp(30 * (WAY - 0.5))), np.ones(300)).shape.value == "bad initialisation"
+    assert read_curve(losses).shape.value == "bad initialisation"  # what it would be at a constant rate
 
 
 @pytest.mark.parametrize(
@@ -163,6 +161,9 @@ def test_spread_zeros_and_dead_channels_are_those_of_the_layers_output():
     assert (conv.mean, conv.std) == pytest.approx((expected.mean(), expected.std(ddof=1)), abs=1e-5)
     assert (conv.dead, relu.zeros, relu.dead) == (None, 0.5, 0.5)
     assert judge_activations([conv, relu]) == ("bad", "1 has 50% dead channels")
+    _, relu = activations(network, image - image.mean())
+    assert relu.dead == 0.0  # each channel answers somewhere
+    assert relu.zeros == pytest.approx(0.5, abs=0.01)
 
 
 @pytest.mark.parametrize(("scale", "words"), [(0.1, "vanish"), (10.0, "explode")])
