@@ -15,11 +15,13 @@ from torchmetrics import Metric
 from densepred.decoders.base import DecoderFactory
 from densepred.encoders.base import Encoder
 from densepred.errors import ConfigurationError
+from densepred.metrics.base import WeightedMean
 from densepred.network import AUXILIARY, DenseNetwork
 from densepred.parameter_groups import LinearScaling, RateScales, parameter_groups
+from densepred.random_states import all_random_states, set_random_state
 from densepred.recipe import class_path, recipe
-from densepred.resume import keep_configured_rates
-from densepred.sample import Kind, pad_planes
+from densepred.resume import continue_after_epoch, keep_configured_rates
+from densepred.sample import Kind, counted, pad_planes
 from densepred.starting_weights import load_fitting, without_starting_weights
 from densepred.tasks.base import Batch, Task
 from densepred.torchvision_weights import load_torchvision_segmentation
@@ -140,6 +142,11 @@ class DensePredictor(pl.LightningModule):
         self.metrics = nn.ModuleDict(
             {f"{stage}/{task.name}": task.metrics(stage) for stage in ("val", "test") for task in tasks}
         )
+        names = ["loss", *(f"{task.name}/loss" for task in tasks)]
+        self.mean_losses = nn.ModuleDict(
+            {f"{stage}/{name}": WeightedMean() for stage in ("val", "test") for name in names}
+        )
+        self._random_states: list[dict[str, Any]] = []
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Predictions by task name, at the image's size."""
@@ -174,18 +181,24 @@ class DensePredictor(pl.LightningModule):
         losses = {task.name: task.loss_from_planes(planes[task.name], padded) for task in self._tasks}
         total = sum(task.weight * losses[task.name] for task in self._tasks)
         for task in self._tasks:
-            self.log(f"{stage}/{task.name}/loss", losses[task.name], batch_size=len(image), sync_dist=stage != "train")
+            self._log_loss(stage, f"{task.name}/loss", losses[task.name], batch)
             for key, extra in planes.items():
                 if key.startswith(f"{task.name}/{AUXILIARY}"):
                     total = total + self.auxiliary_weight * task.weight * task.loss_from_planes(extra, padded)
-        self.log(f"{stage}/loss", total, batch_size=len(image), prog_bar=stage == "train", sync_dist=stage != "train")
+        self._log_loss(stage, "loss", total, batch)  # type: ignore[arg-type]
         return total  # type: ignore[return-value]
+
+    def _log_loss(self, stage: str, name: str, value: Tensor, batch: Batch) -> None:
+        if stage == "train":
+            self.log(f"train/{name}", value, batch_size=len(batch["image"]), prog_bar=name == "loss")
+        else:
+            cast(WeightedMean, self.mean_losses[f"{stage}/{name}"]).update(value, counted(batch))
 
     def _evaluate(self, stage: str, batch: Batch) -> dict[str, Any]:
         planes = self._planes(batch)
         loss = self._losses(stage, planes, batch)
         predictions = self._predictions(planes, batch["image"])
-        for task in self._tasks:
+        for task in self._tasks if counted(batch) else []:
             self._metric(stage, task).update(predictions[task.name], task.target(batch))
         return {"loss": loss, "predictions": predictions}
 
@@ -213,10 +226,14 @@ class DensePredictor(pl.LightningModule):
         self._log_metrics("test")
 
     def _reset(self, stage: str) -> None:
-        for task in self._tasks:
-            self._metric(stage, task).reset()
+        for name, metric in [*self.metrics.items(), *self.mean_losses.items()]:
+            if name.startswith(f"{stage}/"):
+                cast(Metric, metric).reset()
 
     def _log_metrics(self, stage: str) -> None:
+        for name, mean in self.mean_losses.items():
+            if name.startswith(f"{stage}/"):
+                self.log(name, cast(WeightedMean, mean).compute())
         for task in self._tasks:
             for key, value in self._metric(stage, task).compute().items():
                 self.log(f"{stage}/{task.name}/{key}", value.float(), prog_bar=key in task.shown)
@@ -291,14 +308,24 @@ class DensePredictor(pl.LightningModule):
         accumulated, processes = self.trainer.accumulate_grad_batches, self.trainer.world_size
         return LinearScaling(self.reference_batch, batch_size, accumulated, processes)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps where the random numbers of each process stand."""
+        if self._trainer is not None:
+            checkpoint["random_states"] = all_random_states(self.device)
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """On resuming, the configured rates win over those in the optimizer's saved state."""
+        self._random_states = checkpoint.get("random_states", [])
         fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         if fitting and checkpoint.get("optimizer_states"):
             keep_configured_rates(checkpoint, self.build_optimizer())
 
     def on_train_start(self) -> None:
-        """A resumed schedule continues on its own curve, also where the run is now longer than it was."""
+        """A resumed run draws on, on its own curve of rates, also where it is now longer than it was."""
+        if self.global_rank < len(self._random_states):
+            set_random_state(self._random_states[self.global_rank], self.device)
+        self._random_states = []
+        continue_after_epoch(self.trainer)
         for entry in self.trainer.lr_scheduler_configs:
             if isinstance(schedule := entry.scheduler, LambdaLR):
                 groups = zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)

@@ -4,7 +4,7 @@ import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
@@ -12,6 +12,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from densepred.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from pytorch_lightning import Trainer
 
 RATES = ("lr", "initial_lr", "max_lr", "min_lr")
 
@@ -70,6 +73,22 @@ def _regroup(checkpoint: dict[str, Any], configured: Optimizer) -> None:
         for key, values in schedule.items():
             if isinstance(values, list) and len(values) == len(old):
                 schedule[key] = [values[origin] for origin in origins]
+
+
+def continue_after_epoch(trainer: "Trainer") -> None:
+    """Lets a run that is resumed at the end of an epoch begin the next one.
+
+    Lightning takes every resumed run with `max_steps` for one that was interrupted within an epoch. It would end the
+    finished epoch a second time, and count it, so that the order of the data would skip one.
+    """
+    from pytorch_lightning.loops.loop import _Loop  # 4 s, for verbs that only read checkpoints
+
+    loop = trainer.fit_loop
+    if loop.restarted_on_epoch_end:
+        # the fit loop's own setter keeps it for such runs
+        _Loop.restarting.fset(loop, False)  # type: ignore[attr-defined]
+        loop.reset_restart_stage()
+        loop.epoch_progress.increment_completed()
 
 
 def find_checkpoint(name: str, root: Path) -> Path:

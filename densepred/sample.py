@@ -15,8 +15,9 @@ name       str                                      none
 ========== ====================== ================= =========================================
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -50,6 +51,9 @@ SAMPLE_KINDS: dict[str, Kind] = {
 
 VOID = 255
 """Missing label in uint8."""
+
+FILLER = "(filler)"
+"""The name of a sample that is there only so that all processes take equally many steps, and counts nowhere."""
 
 
 def missing_value(kind: Kind, dtype: torch.dtype | np.dtype) -> int:
@@ -101,3 +105,24 @@ def pad_planes(planes: Tensor, size: tuple[int, int], kind: Kind) -> Tensor:
     rows = torch.arange(size[0], device=planes.device).clamp_(max=planes.shape[-2] - 1)
     columns = torch.arange(size[1], device=planes.device).clamp_(max=planes.shape[-1] - 1)
     return planes.index_select(-2, rows).index_select(-1, columns)
+
+
+def without_targets(sample: Mapping[str, Tensor | str], kinds: Mapping[str, Kind]) -> dict[str, Tensor | str]:
+    """The sample as a filler: the image as it is, every target missing, named `FILLER`."""
+    kept = (Kind.IMAGE, Kind.INTRINSICS, Kind.NAME)
+    missing = {
+        key: torch.full_like(value, missing_value(kinds[key], value.dtype))
+        for key, value in sample.items()
+        if isinstance(value, Tensor) and kinds[key] not in kept
+    }
+    return {**sample, **missing, "name": FILLER}
+
+
+def counted(batch: Mapping[str, Any]) -> int:
+    """How many samples of a batch count: all but fillers.
+
+    Example:
+        >>> counted({"image": torch.zeros(1, 3, 8, 8), "name": [FILLER]})
+        0
+    """
+    return len(batch["image"]) - list(batch.get("name", ())).count(FILLER)

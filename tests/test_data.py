@@ -1,7 +1,6 @@
 """The base of every datamodule: order, random numbers, batches, workers, the check before the first step."""
 
 import json
-from collections import Counter
 from types import SimpleNamespace
 
 import albumentations as A
@@ -10,16 +9,16 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from jsonargparse import ArgumentParser
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader
 
 from densepred.data.collate import Collate
 from densepred.data.datamodule import DenseDataModule, default_workers
-from densepred.data.dataset import DenseDataset, to_tensor
-from densepred.data.sampler import EpochSampler
+from densepred.data.dataset import DenseDataset, Filler, to_tensor
+from densepred.data.sampler import EpochSampler, EvaluationSampler
 from densepred.data.transforms import FlipLeftRight, ScaleCrop
 from densepred.data.voc import PascalVOCDataModule
 from densepred.errors import ConfigurationError, DataError
-from densepred.sample import SAMPLE_KINDS, Kind
+from densepred.sample import SAMPLE_KINDS, Kind, counted, valid_depth, valid_normals, valid_segmentation
 from tests.fakes import write_palette_png, write_voc
 
 
@@ -185,15 +184,52 @@ def test_the_order_is_a_function_of_seed_and_epoch_and_not_of_their_sum():
     assert order(0, 1) != order(1, 0)
 
 
-@pytest.mark.parametrize("length", [10, 11, 2])
-def test_processes_share_an_epoch_without_gaps_and_equally(length):
-    parts = [list(EpochSampler(length, num_replicas=4, rank=rank)) for rank in range(4)]
-    assert {len(part) for part in parts} == {-(-length // 4)}
-    assert {len(EpochSampler(length, num_replicas=4, rank=0))} == {-(-length // 4)}
-    counts = Counter(index for part in parts for _, index in part)
-    assert set(counts) == set(range(length))
-    if length > 4:
-        assert max(counts.values()) <= 2
+@pytest.mark.parametrize("length", [12, 11, 2])
+def test_batches_of_all_processes_together_are_those_of_one_process_with_the_batch_of_all(length):
+    def batches(processes, size):
+        ranks = [EpochSampler(length, seed=5, num_replicas=processes, rank=rank) for rank in range(processes)]
+        draws = [list(BatchSampler(sampler, size, drop_last=True)) for sampler in ranks]
+        return [set().union(*together) for together in zip(*draws, strict=True)]
+
+    alone = batches(1, 4)
+    assert [len(batch) for batch in alone] == [4] * (length // 4)
+    assert batches(2, 2) == alone
+    assert batches(4, 1) == alone
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 8, 9, 12])
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_evaluation_deals_out_the_batches_of_one_process_and_all_take_equally_many(length, processes):
+    alone = [list(range(length))[start : start + 2] for start in range(0, length, 2)]
+    ranks = [EvaluationSampler(length, 2, processes, rank) for rank in range(processes)]
+    dealt = [list(BatchSampler(sampler, 2, drop_last=False)) for sampler in ranks]
+    assert len({len(batches) for batches in dealt}) == 1
+    real = [batch for together in zip(*dealt, strict=True) for batch in together if not isinstance(batch[0], Filler)]
+    assert real == alone
+    assert [len(sampler) for sampler in ranks] == [sum(map(len, batches)) for batches in dealt]
+    unfilled = [list(EvaluationSampler(length, 2, processes, rank, fill=False)) for rank in range(processes)]
+    assert sorted(index for part in unfilled for index in part) == list(range(length))
+
+
+def test_a_filler_shows_an_image_of_which_nothing_is_known():
+    sample = Numbered()[Filler(3)]
+    assert sample["image"][0, 1, 1] == 3
+    assert not valid_segmentation(sample["segmentation"]).any()
+    assert not valid_depth(sample["depth"]).any()
+    assert not valid_normals(sample["normals"]).any()
+    assert counted(Collate(SAMPLE_KINDS)([sample])) == 0
+    assert counted(Collate(SAMPLE_KINDS)([sample, Numbered()[3]])) == 1
+    assert counted({"image": torch.zeros(2, 3, 8, 10)}) == 2
+
+
+def test_a_set_too_small_for_the_processes_is_refused_before_the_first_step(monkeypatch):
+    data = NumberedDataModule(batch_size=4, num_workers=0)
+    monkeypatch.setattr(data, "_processes", lambda: (2, 0))
+    with pytest.raises(ConfigurationError, match=r"6, shared by 2 processes, .* Set batch_size to 3 or less"):
+        data.train_dataloader()
+    monkeypatch.setattr(data, "_processes", lambda: (7, 0))
+    with pytest.raises(ConfigurationError, match="Use fewer processes"):
+        data.train_dataloader()
 
 
 def test_the_trainer_counts_the_epochs_and_a_resumed_run_goes_on_with_their_order(tmp_path):

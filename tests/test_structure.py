@@ -28,7 +28,7 @@ FLOORS = [
         "dense_block",
         "reports",
     },
-    {"losses", "metrics", "encoders", "decoders", "refine", "resume", "parameter_groups"},
+    {"losses", "metrics", "encoders", "decoders", "refine", "resume", "random_states", "parameter_groups"},
     {"tasks", "network"},
     {"module", "torchvision_weights", "starting_weights", "anatomy"},
     {"callbacks", "inference", "loggers"},

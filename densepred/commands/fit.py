@@ -5,6 +5,7 @@ The command line beats the config, and the config beats the checkpoint, learning
 
 import argparse
 import logging
+import signal
 import sys
 import warnings
 from importlib import import_module
@@ -15,11 +16,13 @@ from typing import Any, NoReturn
 import pytorch_lightning as pl
 import yaml
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.loggers import CSVLogger, WandbLogger
+from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from densepred.callbacks.checkpoints import WholeFileCheckpointIO, run_checkpoints
+from densepred.callbacks.checkpoints import WholeFileCheckpointIO, checkpoints_beside, refuse_shards
 from densepred.callbacks.diagnostics import Diagnostics
 from densepred.callbacks.environment import Environment
 from densepred.callbacks.panels import Panels
@@ -45,6 +48,8 @@ def run(arguments: list[str]) -> int:
     saved, sys.argv[1:] = sys.argv[1:], arguments  # ranks launched by Lightning repeat sys.argv
     try:
         DensePredCLI()
+    except SIGTERMException as end:  # `LastCheckpoint` has said how to continue
+        return 128 + signal.SIGTERM if end.code is None else int(end.code)
     except MisconfigurationException as error:  # Lightning's own: an accelerator that is not there, ...
         raise ConfigurationError(str(error)) from error
     finally:
@@ -93,6 +98,7 @@ class DensePredCLI(LightningCLI):
 
     def __init__(self) -> None:
         self.checkpoint: Path | None = None
+        self._given_ids: list[Any] = []
         super().__init__(
             DensePredictor,
             DenseDataModule,
@@ -156,13 +162,22 @@ class DensePredCLI(LightningCLI):
         for logger in _as_list(trainer.get("logger")):
             if "wandb" not in getattr(logger, "class_path", "").lower():
                 continue
+            if self.checkpoint is not None and _version(self.checkpoint, Path(trainer.default_root_dir)) is not None:
+                self._continue_on_dashboard(logger.init_args, self.checkpoint)
             if logger.init_args.get("save_dir") == ".":  # WandbLogger's default
                 logger.init_args.save_dir = str(trainer.default_root_dir)
             if message := wandb_offline_unless_reachable(logger.init_args.get("save_dir") or "."):
                 print(message)
 
+    def _continue_on_dashboard(self, options: Any, checkpoint: Path) -> None:
+        if self.subcommand == "fit" and not (options.get("id") or options.get("version")):
+            options.id = read_checkpoint(checkpoint).get("wandb_id")
+            self._given_ids.append(options)
+
     def after_instantiate_classes(self) -> None:
         """A checkpoint of another network is refused before anything is read or written."""
+        for options in self._given_ids:
+            options.id = None  # a new run from this run's config.yaml must not continue it
         if self.checkpoint is not None:
             check_same_network(self.checkpoint, self.model.state_dict())
 
@@ -175,7 +190,9 @@ class DensePredCLI(LightningCLI):
         own = _as_list(options.get("callbacks"))
         kwargs["callbacks"] = [*own, *self._standard_callbacks(options, own, kwargs["logger"])]
         kwargs["enable_model_summary"] = False  # Lightning's knows no encoder and no decoder
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        refuse_shards(trainer)
+        return trainer
 
     def _standard_callbacks(self, options: Any, own: list[pl.Callback], logger: Any) -> list[pl.Callback]:
         callbacks: list[pl.Callback] = [Environment(), Panels(), Diagnostics(), Results()]
@@ -186,22 +203,18 @@ class DensePredCLI(LightningCLI):
         if logger is not False and self.subcommand == "fit":
             callbacks += [LearningRateMonitor("step"), Throughput()]
         callbacks = [new for new in callbacks if not any(isinstance(old, type(new)) for old in own)]
-        if options.get("enable_checkpointing") is not False and not any(isinstance(c, ModelCheckpoint) for c in own):
-            callbacks += run_checkpoints(list(self.model.tasks))
+        if options.get("enable_checkpointing") is not False:
+            callbacks += checkpoints_beside(own, list(self.model.tasks))
         return callbacks
 
     def _continued_version(self, root: Path) -> int | None:
-        """The number of the run that the checkpoint belongs to, if it lies in `root`."""
-        if self.checkpoint is None:
+        """The number of the run that goes on, with the rows that it will log again removed."""
+        if self.checkpoint is None or (number := _version(self.checkpoint, root)) is None:
             return None
-        folder = self.checkpoint.resolve().parent.parent
-        number = folder.name.removeprefix("version_")
-        if folder.parent != root.resolve() or not number.isdigit():
-            return None
-        metrics = folder / "metrics.csv"
-        if self.subcommand == "fit" and metrics.is_file():
+        metrics = self.checkpoint.resolve().parent.parent / "metrics.csv"
+        if self.subcommand == "fit" and metrics.is_file() and getattr(rank_zero_only, "rank", 0) == 0:
             drop_rows_after(metrics, read_checkpoint(self.checkpoint)["global_step"])
-        return int(number)
+        return number
 
 
 class KeepConfig(SaveConfigCallback):
@@ -219,6 +232,10 @@ class KeepConfig(SaveConfigCallback):
     ) -> None:
         """Keeps the configuration with the weights, so that a checkpoint alone can be tested or continued."""
         checkpoint["config"] = self._text()
+        # a run on the dashboard, which a resumed one continues
+        ids = [logger.version for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+        if ids and ids[0]:
+            checkpoint["wandb_id"] = str(ids[0])
 
     def _text(self) -> str:
         text: str = self.parser.dump(self.config, skip_none=False)
@@ -239,7 +256,10 @@ def with_checkpoint(arguments: list[str]) -> tuple[list[str], Path | None]:
     name = next((name for name in names if name is not None), None)
     if name in (None, "null") or None in given:
         return arguments, None
-    found = find_checkpoint(str(name), Path(next(root for root in roots if root)))
+    root = Path(next(root for root in roots if root))
+    if name == "auto" and not list(root.glob("version_*/checkpoints/last.ckpt")):
+        return [*arguments, "--ckpt_path=null"], None  # the first start of a job that may be started again
+    found = find_checkpoint("last" if name == "auto" else str(name), root)
     verb, *rest = [*arguments, f"--ckpt_path={found}"]
     if known.config:
         return [verb, *rest], found
@@ -283,6 +303,13 @@ def _read_config(path_or_text: str) -> dict[str, Any] | None:
     except (ValueError, yaml.YAMLError):
         return None
     return content if isinstance(content, dict) else None
+
+
+def _version(checkpoint: Path, root: Path) -> int | None:
+    """The number of the run that a checkpoint belongs to, if it lies in `root`."""
+    folder = checkpoint.resolve().parent.parent
+    number = folder.name.removeprefix("version_")
+    return int(number) if folder.parent == root.resolve() and number.isdigit() else None
 
 
 def _as_list(value: Any) -> list[Any]:

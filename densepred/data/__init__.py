@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from densepred.data.rooms import Rooms as Rooms
     from densepred.data.rooms import RoomsDataModule as RoomsDataModule
     from densepred.data.sampler import EpochSampler as EpochSampler
+    from densepred.data.sampler import EvaluationSampler as EvaluationSampler
     from densepred.data.transforms import SampleTransforms as SampleTransforms
     from densepred.data.voc import PascalVOC as PascalVOC
     from densepred.data.voc import PascalVOCDataModule as PascalVOCDataModule
@@ -38,6 +39,7 @@ __getattr__, __all__ = lazy_exports(
         "DenseDataModule": "datamodule",
         "DenseDataset": "dataset",
         "EpochSampler": "sampler",
+        "EvaluationSampler": "sampler",
         "ISBI2012": "isbi",
         "ISBIDataModule": "isbi",
         "NYUDepthV2": "nyu",

@@ -2,18 +2,20 @@
 
 import os
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Any, Literal
 
 import albumentations as A
-import cv2
 import torch
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader
+from torch.utils.data.distributed import DistributedSampler
 
 from densepred.data.check import check_files
 from densepred.data.collate import Collate
 from densepred.data.dataset import DenseDataset, Transforms
-from densepred.data.sampler import EpochSampler
+from densepred.data.loader import EpochLoader, start_worker
+from densepred.data.position import batches_done
+from densepred.data.sampler import EpochSampler, EvaluationSampler
 
 # imported for their short names: a config may say `class_path: FlipLeftRight`
 from densepred.data.transforms import cutout, flip, resize, roll, scale_crop  # noqa: F401
@@ -37,10 +39,12 @@ class DenseDataModule(LightningDataModule, ABC):
 
     Training is shuffled as a function of (seed, epoch), and every sample's random numbers are a function of (seed,
     epoch, index): the same run gives the same batches whatever the number of workers, and a resumed one continues
-    with them. Short last training batches are dropped, evaluation sees every sample once.
+    with them, also within an epoch. Short last training batches are dropped, evaluation sees every sample once. On
+    several processes each has its share: the training batches of all together are those of one process with the batch
+    of all; the evaluation batches are those of one process, dealt out.
 
     Args:
-        batch_size: Of training.
+        batch_size: Of training, for each process.
         eval_batch_size: Of validation, test and prediction; `batch_size` when None.
         num_workers: Processes that load; None takes one fewer than this process's share of the cores, at most 16.
         train_transforms: What is done to training samples: a list of transforms of `densepred.data.transforms` and
@@ -97,27 +101,33 @@ class DenseDataModule(LightningDataModule, ABC):
     def train_dataloader(self) -> Batches:
         """Shuffled batches of equal sizes."""
         dataset = self._ready("train")
-        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        sampler = EpochSampler(len(dataset), self.seed, world, rank)
+        world, rank = self._processes()
+        sampler = EpochSampler(len(dataset), self.seed, world, rank, self._draws_done)
         if len(sampler) < self.batch_size:
             shared = f", shared by {world} processes," if world > 1 else ""
+            way_out = f"Set batch_size to {len(sampler)} or less." if len(sampler) else "Use fewer processes."
             raise ConfigurationError(
                 f"{type(self).__name__}: batch_size {self.batch_size} is larger than the training set of "
-                f"{len(dataset)}{shared} allows: no batch would ever be full. Set batch_size to {len(sampler)} or less."
+                f"{len(dataset)}{shared} allows: no batch would ever be full. {way_out}"
             )
-        return self._loader(dataset, self.batch_size, sampler)
+        return self._loader(dataset, self.batch_size, sampler, training=True)
 
     def val_dataloader(self) -> Batches:
         """Every validation sample once, in order."""
-        return self._loader(self._ready("val"), self.eval_batch_size)
+        return self._evaluation_loader("val")
 
     def test_dataloader(self) -> Batches:
         """Every test sample once, in order."""
-        return self._loader(self._ready("test"), self.eval_batch_size)
+        return self._evaluation_loader("test")
 
     def predict_dataloader(self) -> Batches:
         """The test samples, in order."""
-        return self.test_dataloader()
+        return self._evaluation_loader("test", fill=False)
+
+    def _evaluation_loader(self, split: Split, fill: bool = True) -> Batches:
+        dataset = self._ready(split)
+        sampler = EvaluationSampler(len(dataset), self.eval_batch_size, *self._processes(), fill=fill)
+        return self._loader(dataset, self.eval_batch_size, sampler, training=False)
 
     def _transforms(self, pipeline: A.Compose | list[A.BasicTransform | A.BaseCompose] | None) -> Transforms | None:
         return None if pipeline is None else SampleTransforms(pipeline, self.kinds)
@@ -136,23 +146,31 @@ class DenseDataModule(LightningDataModule, ABC):
             self.datasets[split] = self._build(split)
         return self.datasets[split]
 
-    def _loader(self, dataset: DenseDataset, batch_size: int, sampler: EpochSampler | None = None) -> Batches:
-        workers = default_workers(self._processes()) if self.num_workers is None else self.num_workers
-        training = sampler is not None
-        return DataLoader(
+    def _loader(
+        self, dataset: DenseDataset, batch_size: int, sampler: DistributedSampler[Any], training: bool
+    ) -> Batches:
+        here = self.trainer.num_devices if self.trainer else 1
+        workers = default_workers(here) if self.num_workers is None else self.num_workers
+        return EpochLoader(
             dataset,
             batch_size=batch_size,
             sampler=sampler,
             drop_last=training,
             num_workers=workers,
             collate_fn=Collate(self.kinds, training),
-            worker_init_fn=one_thread,
+            worker_init_fn=start_worker,
             persistent_workers=workers > 0,
             pin_memory=self._on_cuda(),
+            # its own: from the global one, every new iteration would draw a number that a resumed run does not draw
+            generator=torch.Generator().manual_seed(self.seed),
         )
 
-    def _processes(self) -> int:
-        return self.trainer.num_devices if self.trainer else 1
+    def _draws_done(self) -> int:
+        return batches_done(self.trainer) * self.batch_size if self.trainer else 0
+
+    def _processes(self) -> tuple[int, int]:
+        """How many processes share the data, and which of them this is."""
+        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
 
     def _on_cuda(self) -> bool:
         return self.trainer.strategy.root_device.type == "cuda" if self.trainer else torch.cuda.is_available()
@@ -162,8 +180,3 @@ def default_workers(processes: int = 1) -> int:
     """Loading processes for each of `processes` on this machine: its share of the cores, less one for itself."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(16, max(cores // processes - 1, 0))
-
-
-def one_thread(worker: int) -> None:
-    """Keeps OpenCV to the worker's own thread: workers are the parallelism, threads inside them fight over cores."""
-    cv2.setNumThreads(0)

@@ -13,12 +13,22 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from densepred.errors import ConfigurationError
-from densepred.sample import SAMPLE_KINDS, Kind
+from densepred.sample import SAMPLE_KINDS, Kind, without_targets
 
 Raw = dict[str, Any]
 """A sample as arrays: planes (H, W) or (H, W, C), intrinsics (3, 3), and its name."""
 Transforms = Callable[[Raw, tuple[int, ...] | None], Raw]
 """`densepred.data.transforms.SampleTransforms` is one: sample and seed to sample."""
+
+
+class Filler(int):
+    """The index of a sample that is read for its size only: all that is known about it is missing, it counts nowhere.
+
+    A process that has no sample left, while others have, takes its step with one (see `EvaluationSampler`).
+    """
+
+    def __repr__(self) -> str:
+        return f"Filler({int(self)})"
 
 
 class DenseDataset(Dataset[dict[str, Tensor | str]], ABC):
@@ -77,7 +87,8 @@ class DenseDataset(Dataset[dict[str, Tensor | str]], ABC):
                 f"{sorted(self.kinds)}; add the others to `kinds` of the datamodule, such as "
                 f"kinds = SAMPLE_KINDS | {{{unknown[0]!r}: Kind.LABEL}}."
             )
-        return {key: to_tensor(value, self.kinds[key]) for key, value in sample.items()}
+        tensors = {key: to_tensor(value, self.kinds[key]) for key, value in sample.items()}
+        return without_targets(tensors, self.kinds) if isinstance(index, Filler) else tensors
 
 
 def to_tensor(value: Any, kind: Kind) -> Tensor | str:

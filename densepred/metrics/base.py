@@ -72,6 +72,41 @@ class DenseMetric(Metric):
             )
 
 
+class WeightedMean(DenseMetric):
+    """The mean of numbers, each with a weight: of the losses of batches, weighted by their samples.
+
+    Both sums are kept exactly across batches and processes; without any weight the mean is NaN.
+
+    Shape:
+        value: scalar. weight: a number.
+
+    Example:
+        >>> mean = WeightedMean()
+        >>> mean.update(torch.tensor(1.0), 3)
+        >>> mean.update(torch.tensor(5.0), 1)
+        >>> mean.compute()
+        tensor(2.)
+    """
+
+    total: Tensor
+    weight: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_sum("total", dtype=self.sum_dtype)
+        self.add_sum("weight")
+
+    def update(self, value: Tensor, weight: int = 1) -> None:
+        """Adds a number; one without weight does not count, whatever it is."""
+        if weight:
+            self.total += value.detach().to(self.total.dtype) * weight
+            self.weight += weight
+
+    def compute(self) -> Tensor:
+        """The mean so far."""
+        return (self.total / self.weight).float()
+
+
 def count(numbers: Tensor, bins: int) -> Tensor:
     """How often each of 0 .. bins-1 occurs, as int64, without waiting for the device.
 
