@@ -81,8 +81,12 @@ def comparison(search: Search, budget: Budget) -> list[str]:
         (str(search.folder / "config.yaml"), "default", total),
         (str(search.folder / WINNER), "winner", total - budget.spent),
     ]
-    return [
-        f"for seed in 0 1 2; do densepred fit --config {path} --seed_everything $seed --trainer.max_epochs -1 "
-        f"--trainer.max_steps {steps} --trainer.default_root_dir {search.folder}/compare/{name}_$seed; done"
-        for path, name, steps in runs
-    ]
+    commands = []
+    for path, name, steps in runs:
+        root = f"--trainer.default_root_dir {search.folder}/compare/{name}_$seed"
+        commands.append(
+            f"for seed in 0 1 2; do densepred fit --config {path} --seed_everything $seed --trainer.max_epochs -1 "
+            # a run that ends within an epoch has not been validated at its end
+            f"--trainer.max_steps {steps} {root}; densepred validate --ckpt_path last {root}; done"
+        )
+    return commands
