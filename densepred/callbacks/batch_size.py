@@ -3,7 +3,6 @@
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import BatchSizeFinder
 
-from densepred.data.datamodule import DenseDataModule
 from densepred.errors import ConfigurationError
 
 
@@ -61,9 +60,10 @@ class LargestBatch(BatchSizeFinder):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Searches, and builds optimizer and schedule for the size found."""
         data = getattr(trainer, "datamodule", None)
-        if not isinstance(data, DenseDataModule):
+        datasets = getattr(data, "datasets", None)  # callbacks know a datamodule by what it offers
+        if data is None or datasets is None:
             raise ConfigurationError("LargestBatch changes the batch size of a datamodule of densepred; there is none.")
-        images = len(data.datasets["train"])
+        images = len(datasets["train"])
         if images < self.start:
             raise ConfigurationError(
                 f"LargestBatch: start is {self.start}, the training set has {images} images. Set start to {images} or "
