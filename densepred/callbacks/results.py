@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from densepred.callbacks.panels import run_folder
 from densepred.callbacks.run_files import write_json
 from densepred.reports.run import DIAGNOSTICS
 from densepred.tasks.base import Task
@@ -42,6 +43,7 @@ class Results(pl.Callback):
             self._report(trainer, pl_module, "val", trainer.val_dataloaders, trainer.num_val_batches)
 
     def _report(self, trainer: pl.Trainer, module: Any, stage: str, loader: Any, batches: Sequence[float]) -> None:
+        folder = run_folder(trainer)
         if (
             not trainer.is_global_zero
             or trainer.interrupted
@@ -59,13 +61,13 @@ class Results(pl.Callback):
         )
         print(results_table(tasks, stage, reached, constant), flush=True)
         write_json(
-            Path(trainer.log_dir or trainer.default_root_dir) / DIAGNOSTICS / f"{stage}_results.json",
+            folder / DIAGNOSTICS / f"{stage}_results.json",
             {
                 "network": {key: value for key, value in reached.items() if key.startswith(f"{stage}/")},
                 "constant": constant,
             },
         )
-        for line in _files(trainer):
+        for line in _files(folder):
             print(line, flush=True)
 
 
@@ -107,8 +109,7 @@ def results_table(tasks: Sequence[Task], stage: str, reached: dict[str, float], 
     return "\n".join(lines)
 
 
-def _files(trainer: pl.Trainer) -> Iterable[str]:
-    folder = Path(trainer.log_dir or trainer.default_root_dir)
+def _files(folder: Path) -> Iterable[str]:
     checkpoints = sorted((folder / "checkpoints").glob("*.ckpt"))
     panels = sorted((folder / "panels").glob("*.png"), key=lambda path: path.stat().st_mtime)
     if checkpoints:
