@@ -78,12 +78,16 @@ class _ContinuingWriter(ExperimentWriter):
 
 
 def drop_rows_after(metrics: Path, step: int) -> None:
-    """Removes rows logged after `step`, which a resumed run will log again; the file is replaced in one go."""
-    with metrics.open(newline="") as file:
-        reader = csv.DictReader(file)
-        fields, rows = list(reader.fieldnames or []), list(reader)
+    """Removes rows logged after `step`, which a resumed run will log again; the file is replaced in one go.
+
+    A last line without its end was being written when the run was killed, and goes too.
+    """
+    lines = metrics.read_text().splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("\n")]
+    reader = csv.DictReader(whole)
+    fields, rows = list(reader.fieldnames or []), list(reader)
     kept = [row for row in rows if int(row["step"] or 0) < step]
-    if len(kept) == len(rows):
+    if len(kept) == len(lines) - 1:
         return
     part = metrics.with_suffix(".part")
     with part.open("w", newline="") as file:

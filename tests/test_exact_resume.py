@@ -3,26 +3,37 @@
 import os
 import random
 import signal
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EMAWeightAveraging
+import yaml
+from lightning_fabric.plugins.environments import SLURMEnvironment
+from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
+from pytorch_lightning.strategies import FSDPStrategy
 
-from densepred.callbacks.checkpoints import LastCheckpoint, WholeFileCheckpointIO
+from densepred.callbacks.checkpoints import LastCheckpoint, WholeFileCheckpointIO, checkpoints_beside, refuse_shards
+from densepred.callbacks.progress import EpochProgress
+from densepred.callbacks.stop_signals import StopSignals
+from densepred.cli import main
 from densepred.data.datamodule import DenseDataModule
 from densepred.data.dataset import DenseDataset
 from densepred.data.transforms import FlipLeftRight
 from densepred.decoders.unet import UNetDecoder
 from densepred.encoders.unet import UNetEncoder
+from densepred.errors import ConfigurationError
 from densepred.loggers import RunLogger, drop_rows_after
 from densepred.module import DensePredictor
 from densepred.schedules import PolyLR
 from densepred.tasks.depth import Depth
 from densepred.tasks.segmentation import Segmentation
-from tests.test_cli import rows
+from tests.test_cli import ROOMS, rows
 
 ORDER = "DENSEPRED_TEST_INTERRUPT"
 
@@ -50,7 +61,7 @@ class Interrupt(pl.Callback):
             os.kill(os.getpid(), signal.Signals[f"SIG{name}"])
 
 
-class Dropout(pl.Callback):
+class Draws(pl.Callback):
     """What a user's own code might draw: from every global generator, before every step."""
 
     def on_train_batch_end(self, trainer, module, *args):
@@ -94,10 +105,9 @@ def fit(folder, interrupt="", resume=False, **options):
     trainer = pl.Trainer(
         accelerator="cpu",
         logger=RunLogger(folder, version=0),
-        callbacks=[Interrupt(), Dropout(), EMAWeightAveraging(decay=0.5), LastCheckpoint()],
+        callbacks=[Interrupt(), Draws(), EMAWeightAveraging(decay=0.5), EpochProgress(), LastCheckpoint()],
         plugins=[WholeFileCheckpointIO()],
         log_every_n_steps=1,
-        enable_progress_bar=False,
         enable_model_summary=False,
         **({"max_epochs": 2} | options),
     )
@@ -185,3 +195,126 @@ def test_a_validation_that_was_saved_before_is_left_at_once_and_done_again(step,
         fit(tmp_path / "cut", f"TERM validation {step}")
     assert not [row for row in logged(tmp_path / "cut" / "version_0") if row[0] == step - 1 and row[1] == "val/loss"]
     assert_ends_alike(fit(tmp_path / "cut", resume=True), expected)
+
+
+def test_the_line_of_an_interrupted_epoch_tells_the_mean_loss_of_all_its_steps(tmp_path, capsys):
+    def losses():
+        return [
+            line.split("train/loss")[1].split()[0] for line in capsys.readouterr().out.splitlines() if "epoch" in line
+        ]
+
+    fit(tmp_path / "whole")
+    expected = losses()
+    with pytest.raises(SystemExit):
+        fit(tmp_path / "cut", "TERM train 2")
+    fit(tmp_path / "cut", resume=True)
+    assert losses() == expected
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    """Two epochs of five steps with two workers, saved at every step."""
+    monkeypatch.chdir(tmp_path)
+    config = yaml.safe_load(yaml.safe_dump(ROOMS))
+    config["model"]["init_args"] |= {
+        "encoder": {"class_path": "UNetEncoder", "init_args": {"widths": [4, 8], "dropout": 0.3}},
+        "decoder": {"class_path": "UNetDecoder", "init_args": {"widths": [4]}},
+    }
+    config["data"]["init_args"] |= {"train": 10, "num_workers": 2}
+    config["trainer"]["callbacks"] = [
+        {"class_path": "tests.test_exact_resume.Interrupt"},
+        {"class_path": "LastCheckpoint", "init_args": {"minutes": 0}},
+    ]
+    path = tmp_path / "rooms.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def end_of(root):
+    run = Path(root, "version_0")
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True), logged(run)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_a_random_step_with_workers_loses_that_step_only_and_ends_the_same(config, monkeypatch):
+    step = random.SystemRandom().randrange(2, 10)
+    killed = subprocess.run(
+        [sys.executable, "-m", "densepred", "fit", "--config", str(config)], capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), ORDER: f"KILL train {step}"}, timeout=280,
+    )  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
+    checkpoint, _ = end_of("runs")
+    assert checkpoint["global_step"] == step - 1
+    # the same command starts a job anew or goes on, whichever there is to do
+    assert main(["fit", "--config", str(config), "--ckpt_path", "auto"]) == 0
+    again = ["--trainer.default_root_dir", "whole", "--ckpt_path", "auto"]
+    assert main(["fit", "--config", str(config), *again]) == 0
+    found, expected = end_of("runs"), end_of("whole")
+    for key in STATES:
+        if key in expected[0]:
+            assert_same(found[0][key], expected[0][key], f"killed at {step}: {key}")
+    assert sorted(found[1]) == sorted(expected[1]), f"killed at {step}"
+
+
+@pytest.mark.slow
+def test_a_dashboards_run_goes_on_under_its_id_and_a_new_one_gets_its_own(config, monkeypatch, capsys):
+    wandb = pytest.importorskip("wandb")
+    logger = ["--trainer.logger", "WandbLogger", "--trainer.logger.project", "rooms"]
+    monkeypatch.setenv(ORDER, "TERM train 3")
+    assert main(["fit", "--config", str(config), *logger]) == 128 + signal.SIGTERM
+    assert "ended by SIGTERM after step 3. Continue with: densepred fit --ckpt_path" in capsys.readouterr().err
+    wandb.finish()
+    monkeypatch.delenv(ORDER)
+    assert main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "1"]) == 0
+    wandb.finish()
+    ids = [path.name.rpartition("-")[2] for path in Path("runs/wandb").glob("offline-run-*")]
+    assert len(set(ids)) == 1
+    assert end_of("runs")[0]["wandb_id"] == ids[0]
+    assert (
+        yaml.safe_load(Path("runs/version_0/config.yaml").read_text())["trainer"]["logger"]["init_args"]["id"] is None
+    )
+
+
+def test_a_cut_row_of_a_killed_run_is_dropped_and_whole_ones_before_the_checkpoint_stay(tmp_path):
+    metrics = tmp_path / "metrics.csv"
+    metrics.write_text("step,train/loss\n0,0.5\n1,0.25\n1")
+    drop_rows_after(metrics, step=2)
+    assert metrics.read_text().splitlines() == ["step,train/loss", "0,0.5", "1,0.25"]
+    drop_rows_after(metrics, step=1)
+    assert metrics.read_text().splitlines() == ["step,train/loss", "0,0.5"]
+
+
+def test_slurms_requeue_signal_ends_the_training_and_asks_for_another_start(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(subprocess, "run", lambda command, check: asked.append(command))
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    strategy = SimpleNamespace(cluster_environment=SLURMEnvironment(auto_requeue=True, requeue_signal=signal.SIGUSR1))
+    trainer = SimpleNamespace(strategy=strategy, received_sigterm=False, is_global_zero=True, global_step=3)
+    signals, before = StopSignals(), signal.getsignal(signal.SIGUSR1)
+    signals.install(trainer)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert signals.received
+    with pytest.raises(SystemExit) as end:
+        signals.end(trainer, "")
+    signals.restore()
+    assert end.value.code == 128 + signal.SIGUSR1
+    assert asked == [["scontrol", "requeue", "17"]]
+    assert signal.getsignal(signal.SIGUSR1) == before
+
+
+def test_other_checkpoints_of_a_configuration_replace_the_best_but_last_stays_to_continue_from():
+    tasks = [Segmentation(3), Depth()]
+
+    def names(*own):
+        return [callback.filename for callback in checkpoints_beside(own, tasks)]
+
+    assert names() == ["best", "best-depth", "last"]
+    assert names(LastCheckpoint(minutes=1)) == ["best", "best-depth"]
+    assert names(ModelCheckpoint(every_n_train_steps=100)) == ["last"]
+    assert names(ModelCheckpoint(save_last=True)) == []
+
+
+def test_sharded_checkpoints_are_refused_with_the_option_that_writes_whole_ones():
+    refuse_shards(SimpleNamespace(strategy=FSDPStrategy()))
+    with pytest.raises(ConfigurationError, match="FSDPStrategy writes .* Set state_dict_type: full"):
+        refuse_shards(SimpleNamespace(strategy=FSDPStrategy(state_dict_type="sharded")))

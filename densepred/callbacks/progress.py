@@ -18,8 +18,9 @@ class EpochProgress(TQDMProgressBar):
 
         epoch 3/20  0:41  38.2 images/s  train/loss 0.612  val/segmentation/miou 0.418  val/depth/rmse 0.573
 
-    The loss is the mean over the epoch's steps; images a second are those of training, of all processes, validation
-    not counted. The metrics are those that the tasks name in `shown`; they stand in the epochs that validated.
+    The loss is the mean over the epoch's steps, those before an interruption included; images a second are those of
+    training, of all processes, validation not counted. The metrics are those that the tasks name in `shown`; they stand
+    in the epochs that validated.
 
     Where standard output is a terminal there is a moving bar below the lines as well, with the loss of the current step
     and the latest metrics. Where it is a file or a pipe there is none: it would write thousands of carriage returns.
@@ -53,6 +54,13 @@ class EpochProgress(TQDMProgressBar):
         bar = super().init_train_tqdm()
         bar.leave = False
         return bar
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Makes the bar; a run that continues within an epoch is in the middle of it."""
+        super().on_train_start(trainer, pl_module)
+        if self._steps and trainer.fit_loop.restarted_mid_epoch:
+            self.train_progress_bar.reset(trainer.num_training_batches)
+            self.train_progress_bar.set_description(epoch_of(trainer))
 
     def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Starts the clock."""
@@ -103,6 +111,18 @@ class EpochProgress(TQDMProgressBar):
             print(line, flush=True)
         else:
             self.train_progress_bar.write(line)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The epoch so far."""
+        seconds = time.perf_counter() - self._began - self._validating
+        return {"seconds": seconds, "images": self._images, "steps": self._steps, "loss": float(self._loss)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on with an interrupted epoch; another one begins anew."""
+        self._start_epoch()
+        self._began -= state_dict["seconds"]
+        self._images, self._steps = state_dict["images"], state_dict["steps"]
+        self._loss = torch.tensor(state_dict["loss"])
 
     def _start_epoch(self) -> None:
         self._began = time.perf_counter()

@@ -70,6 +70,8 @@ def silence_notices() -> None:
     for known in (
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",
         "Checkpoint directory .* exists and is not empty",
+        # what an epoch logs at its end is summed across processes already
+        r"It is recommended to use `self.log\('(val|test)/.*sync_dist=True",
     ):
         warnings.filterwarnings("ignore", known)
     log = logging.getLogger("pytorch_lightning.utilities.rank_zero")
