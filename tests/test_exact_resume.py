@@ -253,6 +253,10 @@ def test_a_run_killed_at_a_random_step_with_workers_loses_that_step_only_and_end
         if key in expected[0]:
             assert_same(found[0][key], expected[0][key], f"killed at {step}: {key}")
     assert sorted(found[1]) == sorted(expected[1]), f"killed at {step}"
+    # a job that is started again although it had ended changes nothing
+    assert main(["fit", "--config", str(config), *again]) == 0
+    assert sorted(end_of("whole")[1]) == sorted(expected[1])
+    assert_same(end_of("whole")[0]["state_dict"], expected[0]["state_dict"])
 
 
 @pytest.mark.slow
@@ -318,3 +322,16 @@ def test_sharded_checkpoints_are_refused_with_the_option_that_writes_whole_ones(
     refuse_shards(SimpleNamespace(strategy=FSDPStrategy()))
     with pytest.raises(ConfigurationError, match=r"FSDPStrategy writes .* Set state_dict_type: full"):
         refuse_shards(SimpleNamespace(strategy=FSDPStrategy(state_dict_type="sharded")))
+
+
+def test_a_worker_leaves_a_schedulers_sigterm_to_the_training_and_obeys_the_training(tmp_path):
+    loader = SpecklesDataModule(batch_size=2, num_workers=1).train_dataloader()
+    batches = iter(loader)
+    next(batches)
+    worker = loader._iterator._workers[0]
+    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+    assert len(list(batches)) == 3
+    assert worker.is_alive()
+    os.kill(worker.pid, signal.SIGTERM)
+    worker.join(60)
+    assert worker.exitcode == 0
