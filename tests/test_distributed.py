@@ -116,6 +116,7 @@ def densepred(folder, *arguments, **more):
     )  # fmt: skip
 
 
+@pytest.mark.timeout(900)  # several runs of two processes each: slow on a busy machine
 @pytest.mark.slow
 def test_two_processes_train_on_the_order_of_one_end_together_and_continue_exactly(tmp_path, monkeypatch):
     for run in ("whole", "cut"):
