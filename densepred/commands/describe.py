@@ -12,7 +12,7 @@ from densepred.anatomy.checkerboards import checkerboard
 from densepred.anatomy.memory import StepMemory, step_memory
 from densepred.anatomy.receptive_field import effective_receptive_fields, theoretical_receptive_fields
 from densepred.anatomy.stages import Stage, trace
-from densepred.commands.fit import RunParser, import_parts, nulls_as_configs
+from densepred.commands.arguments import RunParser, import_parts, nulls_as_configs
 from densepred.decoders.base import Decoder
 from densepred.errors import ConfigurationError
 from densepred.module import DensePredictor

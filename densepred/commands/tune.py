@@ -5,7 +5,7 @@ import logging
 import warnings
 from pathlib import Path
 
-from densepred.commands.fit import ROOT
+from densepred.commands.arguments import ROOT
 from densepred.errors import ConfigurationError
 from densepred.tuning.bench import read_arguments
 from densepred.tuning.budget import WINNER, budget_of

@@ -13,7 +13,8 @@ import yaml
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Checkpoint, EarlyStopping
 
-from densepred.commands.fit import DensePredCLI, import_parts, silence_notices
+from densepred.commands.arguments import import_parts
+from densepred.commands.fit import DensePredCLI, silence_notices
 from densepred.errors import ConfigurationError
 from densepred.module import DensePredictor
 from densepred.recipe import class_path

@@ -21,8 +21,8 @@ import cv2
 import torch
 from torch import Tensor
 
+from densepred.commands.arguments import import_parts
 from densepred.commands.describe import build_module, read_config
-from densepred.commands.fit import import_parts
 from densepred.data.camvid import CAMVID_CLASSES, CamVid
 from densepred.metrics.segmentation import SegmentationMetrics
 from densepred.network import DenseNetwork
