@@ -1,6 +1,5 @@
 """torchvision's published segmentation networks, loaded into a `DenseNetwork`."""
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,8 +18,6 @@ _DEEPLAB = {"0": "aspp", "1": "refine.0", "2": "refine.1", "4": "score"}
 _INPUT = "backbone.conv1.weight"
 # torchvision's files have no mean and std (they are ImageNet's), and its old ones no counter
 _OPTIONAL = ("encoder.mean", "encoder.std", "num_batches_tracked")
-
-logger = logging.getLogger(__name__)
 
 
 def load_torchvision_segmentation(
@@ -92,7 +89,7 @@ def load_torchvision_segmentation(
     changes = {names[key]: f"3 input channels to {value.shape[1]}" for key, value in adapted.items()}
     unused = tuple(key for key in tensors if key not in names)
     report = LoadReport(source, type(network).__name__, tuple(fitting), changes, missing, skipped, unused)
-    logger.log(logging.INFO if report.complete else logging.WARNING, "%s", report)
+    report.log()
     return report
 
 

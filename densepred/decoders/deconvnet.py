@@ -1,6 +1,5 @@
 """DeconvNet's decoder: fully connected layers, then unpooling and transposed convolutions."""
 
-import logging
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,14 +12,12 @@ from densepred.decoders.base import Decoder
 from densepred.decoders.deeplab import BatchNormOfFew
 from densepred.decoders.unpooling import UnpoolingPath, mirrored_channels, pool, unpooling_factors
 from densepred.encoders.loading import LoadReport, fit_tensors
-from densepred.encoders.weights import IMAGENET, imagenet_file, read_state_dict
+from densepred.encoders.weights import read_state_dict, weights_file
 from densepred.errors import ConfigurationError
 from densepred.features import FeatureSpec
 from densepred.initialisers import initialise, shift_norms
 
 _WINDOW = 7  # cells that fc6 reads a side: all of a 224 x 224 image at stride 32
-
-logger = logging.getLogger(__name__)
 
 
 class TransposedConvNormAct(nn.Sequential):
@@ -196,7 +193,7 @@ def _check(bottleneck: int, norm: Norm) -> None:
 
 def _load(bottleneck: FullyConnectedBottleneck, weights: str | Path) -> LoadReport:
     """torchvision's fc6 and fc7 into the convolutions of that name."""
-    file = imagenet_file("vgg16_bn") if weights == IMAGENET else Path(weights).expanduser()
+    file = weights_file(weights, "vgg16_bn")
     # under torchvision's names
     layers = nn.ModuleDict({"classifier": nn.ModuleDict({"0": bottleneck.fc6[0], "3": bottleneck.fc7[0]})})
     report = fit_tensors(
@@ -207,5 +204,5 @@ def _load(bottleneck: FullyConnectedBottleneck, weights: str | Path) -> LoadRepo
         input_layer="classifier.0.weight",
         classifier=("features.", "classifier.6."),
     )
-    logger.log(logging.INFO if report.complete else logging.WARNING, "%s", report)
+    report.log()
     return report

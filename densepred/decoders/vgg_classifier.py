@@ -1,6 +1,5 @@
 """VGG's classifier as convolutions, as small as wanted: fc6, fc7 and the scores, and ImageNet's weights for them."""
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
@@ -11,7 +10,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from densepred.blocks import Activation, ConvNormAct, Norm
 from densepred.encoders.loading import LoadReport
-from densepred.encoders.weights import IMAGENET, imagenet_file, read_state_dict
+from densepred.encoders.weights import read_state_dict, weights_file
 from densepred.errors import ConfigurationError, WeightsError
 from densepred.initialisers import initialise
 
@@ -20,8 +19,6 @@ _CHANNELS = 512  # of the last pooling
 _HIDDEN = 4096  # channels of fc6 and fc7
 _TAPS = {1: [3], 2: [0, 6], 3: [0, 3, 6], 4: [0, 2, 4, 6], 7: list(range(7))}  # symmetric and evenly spaced
 _NAMES = {"fc6": "classifier.0", "fc7": "classifier.3"}
-
-logger = logging.getLogger(__name__)
 
 
 class VGGClassifier(nn.Module):
@@ -113,7 +110,7 @@ def load_vgg_classifier(branches: Mapping[str, VGGClassifier], weights: str | Pa
     """
     for branch in branches.values():
         _check_place(branch, owner)
-    file = imagenet_file("vgg16") if weights == IMAGENET else Path(weights).expanduser()
+    file = weights_file(weights, "vgg16")
     tensors = read_state_dict(file)
     found = _classifier_of(tensors, str(file), owner)
     adapted: dict[str, str] = {}
@@ -122,7 +119,7 @@ def load_vgg_classifier(branches: Mapping[str, VGGClassifier], weights: str | Pa
     used = {key for layer in _NAMES.values() for key in tensors if f"{layer}." in key}
     unused = tuple(key for key in tensors if key not in used)
     report = LoadReport(str(file), f"{owner} (vgg16's fc6 and fc7)", tuple(adapted), adapted, unused=unused)
-    logger.info("%s", report)
+    report.log()
     return report
 
 

@@ -1,7 +1,7 @@
 """Fits the tensors of a file to an encoder, and reports what became of each."""
 
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from densepred.encoders.base import Encoder
-from densepred.encoders.weights import IMAGENET, imagenet_file, read_state_dict
+from densepred.encoders.weights import read_state_dict, weights_file
 from densepred.errors import WeightsError
 
 _ROWS = 40  # of each section of a printed report
@@ -52,6 +52,10 @@ class LoadReport:
         """Whether every tensor of the encoder came from the file, and every tensor that looked meant for it fitted."""
         return not self.missing and not self.skipped
 
+    def log(self) -> None:
+        """Logs the table, as a warning where it is not complete."""
+        logger.log(logging.INFO if self.complete else logging.WARNING, "%s", self)
+
     def __str__(self) -> str:
         lines = [f"{self.target}: {len(self.loaded)} tensors loaded from {self.source}"]
         shapes = {name: _shape(shape) for name, shape in self.missing.items()}
@@ -92,6 +96,7 @@ def load_pretrained(
     input_layer: str,
     classifier: tuple[str, ...],
     keep: Collection[str] = (),
+    rename: Callable[[str], str] = str,
 ) -> LoadReport:
     """Loads pretrained weights into an encoder whose tensors have torchvision's names, and logs the report.
 
@@ -102,14 +107,16 @@ def load_pretrained(
         input_layer: Name of the first convolution's weight, which is adapted to the image's channels.
         classifier: What the names of tensors begin with that a file has and the encoder does not need.
         keep: Names of tensors that the file does not override.
+        rename: From a name in the file to the encoder's.
 
     Raises:
         WeightsError: If there is no such file, it cannot be read, or nothing in it fits.
     """
-    file = imagenet_file(name) if weights == IMAGENET else Path(weights).expanduser()
+    file = weights_file(weights, name)
+    tensors = {rename(key): value for key, value in read_state_dict(file).items()}
     target = f"{type(encoder).__name__} ({name})"
-    report = fit_tensors(encoder, read_state_dict(file), str(file), target, input_layer, classifier, keep)
-    logger.log(logging.INFO if report.complete else logging.WARNING, "%s", report)
+    report = fit_tensors(encoder, tensors, str(file), target, input_layer, classifier, keep)
+    report.log()
     return report
 
 

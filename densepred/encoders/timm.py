@@ -1,7 +1,6 @@
 """Any network of timm that yields maps."""
 
 import inspect
-import logging
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -17,8 +16,6 @@ from densepred.encoders.options import OutputStride, check_choice
 from densepred.encoders.weights import IMAGENET, read_state_dict
 from densepred.errors import ConfigurationError, WeightsError
 from densepred.features import FeatureSpec
-
-logger = logging.getLogger(__name__)
 
 
 class TimmEncoder(Encoder):
@@ -141,7 +138,7 @@ class TimmEncoder(Encoder):
             report = fit_tensors(self, tensors, source, f"TimmEncoder ({self.name})", input_layer, unneeded)
         except WeightsError as error:
             raise WeightsError(str(error).replace("torchvision's", "timm's")) from error
-        logger.log(logging.INFO if report.complete else logging.WARNING, "%s", report)
+        report.log()
         return report
 
 

@@ -1,9 +1,9 @@
 """Any of torchvision's classification networks that is a chain of modules."""
 
-import logging
 import math
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast, get_args
 
@@ -15,9 +15,8 @@ from torchvision.models import DenseNet, SwinTransformer, get_model
 
 from densepred.encoders.base import Encoder
 from densepred.encoders.dilation import dilate
-from densepred.encoders.loading import LoadReport, fit_tensors
+from densepred.encoders.loading import LoadReport, load_pretrained
 from densepred.encoders.options import OutputStride, check_choice
-from densepred.encoders.weights import IMAGENET, imagenet_file, read_state_dict
 from densepred.errors import ConfigurationError
 from densepred.features import FeatureSpec
 
@@ -111,8 +110,6 @@ _PROBE = 512  # pixels a side: large enough that eaten borders do not blur the s
 # the names that torchvision's files of DenseNets still have
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
 
-logger = logging.getLogger(__name__)
-
 
 class TorchvisionEncoder(Encoder):
     """Any of torchvision's classification networks that is a chain of modules, without its classifier.
@@ -203,7 +200,9 @@ class TorchvisionEncoder(Encoder):
         self.load_report: LoadReport | None = None
         if weights is not None:
             keep = [key for key, given in (("mean", mean), ("std", std)) if given is not None]
-            self.load_report = self._load(weights, f"{first}.weight", keep)
+            self.load_report = load_pretrained(
+                self, weights, name, f"{first}.weight", _CLASSIFIER, keep, partial(_OLD_DENSENET.sub, r"\1\2")
+            )
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """A raw image to the deepest map of each stride, finest first."""
@@ -247,14 +246,6 @@ class TorchvisionEncoder(Encoder):
             strides.append(2 ** round(math.log2(_PROBE / side)))
             channels.append(count)
         return strides, channels
-
-    def _load(self, weights: str | Path, input_layer: str, keep: list[str]) -> LoadReport:
-        file = imagenet_file(self.name) if weights == IMAGENET else Path(weights).expanduser()
-        tensors = {_OLD_DENSENET.sub(r"\1\2", key): value for key, value in read_state_dict(file).items()}
-        target = f"{type(self).__name__} ({self.name})"
-        report = fit_tensors(self, tensors, str(file), target, input_layer, _CLASSIFIER, keep)
-        logger.log(logging.INFO if report.complete else logging.WARNING, "%s", report)
-        return report
 
 
 def _check_name(owner: str, name: str) -> None:

@@ -23,6 +23,23 @@ _WRAPPERS = ("state_dict", "model")
 logger = logging.getLogger(__name__)
 
 
+def weights_file(weights: str | Path, name: str) -> Path:
+    """The file that a `weights` argument means: torchvision's of that network for "imagenet", else the path itself.
+
+    Args:
+        weights: "imagenet", or the path of a file.
+        name: torchvision's name of the network.
+
+    Raises:
+        WeightsError: If "imagenet" is asked for, and the file is not in the cache and cannot be downloaded.
+
+    Example:
+        >>> weights_file("resnet50.pth", "resnet50").name
+        'resnet50.pth'
+    """
+    return imagenet_file(name) if weights == IMAGENET else Path(weights).expanduser()
+
+
 def imagenet_file(name: str) -> Path:
     """The file of torchvision's ImageNet weights of a network, downloaded into torch.hub's cache if it is not there.
 
