@@ -1,4 +1,4 @@
-"""Upsampling of planes by a fixed factor: bilinear, bilinear at first and learned, nearest."""
+"""Upsampling of planes: bilinear, bilinear at first and learned, nearest."""
 
 from typing import Literal
 
@@ -10,6 +10,16 @@ from densepred.errors import ConfigurationError
 
 Upsampling = Literal["bilinear", "learned", "nearest"]
 """Fixed bilinear, a kernel for each plane that starts as bilinear, or fixed nearest."""
+
+
+def resized(planes: Tensor, like: Tensor, align_corners: bool) -> Tensor:
+    """Bilinear resize of `planes` to the size of `like`; `align_corners` puts the corner cells' centres together."""
+    return F.interpolate(planes, size=like.shape[-2:], mode="bilinear", align_corners=align_corners)
+
+
+def enlarged_to_image(planes: Tensor, stride: int) -> Tensor:
+    """Planes of that stride at stride 1, the centres of the corner cells in the corner pixels."""
+    return F.interpolate(planes, scale_factor=float(stride), mode="bilinear", align_corners=True)
 
 
 def kernel_size(upsampling: Upsampling, factor: int) -> int:

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from densepred.blocks import Activation, ConvNormAct, Norm
 from densepred.decoders.atrous import Convolutions, conv3x3, scaled_rates
 from densepred.decoders.base import Decoder
-from densepred.decoders.fpn import enlarged_to_image
+from densepred.decoders.bilinear import enlarged_to_image
 from densepred.features import FeatureSpec
 
 

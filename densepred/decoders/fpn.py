@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from densepred.blocks import Activation, ConvNormAct, Norm
 from densepred.decoders.base import Decoder
+from densepred.decoders.bilinear import enlarged_to_image, resized
 from densepred.errors import ConfigurationError
 from densepred.features import FeatureSpec
 from densepred.initialisers import initialise
@@ -24,16 +25,6 @@ def pyramid_start(owner: str, spec: FeatureSpec, finest_stride: int) -> int:
     if finest_stride < 1:
         raise ConfigurationError(f"{owner}: finest_stride is {finest_stride}; expected 1 or more, usually 4.")
     return next((i for i, stride in enumerate(spec.strides) if stride >= finest_stride), len(spec.strides) - 1)
-
-
-def resized(planes: Tensor, like: Tensor, align_corners: bool) -> Tensor:
-    """Bilinear resize of `planes` to the size of `like`; `align_corners` puts the corner cells' centres together."""
-    return F.interpolate(planes, size=like.shape[-2:], mode="bilinear", align_corners=align_corners)
-
-
-def enlarged_to_image(planes: Tensor, stride: int) -> Tensor:
-    """Planes of that stride at stride 1, the centres of the corner cells in the corner pixels."""
-    return F.interpolate(planes, scale_factor=float(stride), mode="bilinear", align_corners=True)
 
 
 class FeaturePyramid(nn.Module):

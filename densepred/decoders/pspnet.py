@@ -5,8 +5,8 @@ from torch import Tensor, nn
 
 from densepred.blocks import Activation, ConvNormAct, Norm
 from densepred.decoders.base import Decoder
+from densepred.decoders.bilinear import enlarged_to_image, resized
 from densepred.decoders.deeplab import pooled_convolution
-from densepred.decoders.fpn import enlarged_to_image, resized
 from densepred.errors import ConfigurationError
 from densepred.features import FeatureSpec
 from densepred.initialisers import initialise
