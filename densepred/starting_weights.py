@@ -1,7 +1,8 @@
 """Starting from another network's checkpoint: what fits is taken, and what became of each tensor is told."""
 
+from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +14,19 @@ from densepred.network import DenseNetwork
 
 STARTING_WEIGHTS = ("weights", "init_from")
 """Arguments that say where weights come from at the start of a run."""
+
+
+class _Named(Protocol):
+    """What a dict and jsonargparse's Namespace share."""
+
+    def __contains__(self, name: object, /) -> bool: ...
+
+    def __setitem__(self, name: str, value: Any, /) -> None: ...
+
+    def get(self, name: str, /) -> Any: ...
+
+
+Arguments = TypeVar("Arguments", bound=_Named)
 
 _PREFIX = "network."
 _COUNTERS = "num_batches_tracked"
@@ -72,11 +86,20 @@ def _source(key: str, tensors: dict[str, Tensor]) -> str | None:
     return other if other in tensors else None
 
 
-def without_starting_weights(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The same arguments without what the module, its encoder and its decoders start from: a checkpoint has it all."""
-    plain = {name: None if name in STARTING_WEIGHTS else value for name, value in arguments.items()}
+def without_starting_weights(arguments: Arguments) -> Arguments:
+    """The same arguments without what the module, its encoder and its decoders start from: a checkpoint has it all.
+
+    Example:
+        >>> without_starting_weights({"encoder": {"init_args": {"name": "vgg16", "weights": "imagenet"}}})
+        {'encoder': {'init_args': {'name': 'vgg16', 'weights': None}}}
+    """
+    plain = copy(arguments)
+    for name in STARTING_WEIGHTS:
+        if name in plain:
+            plain[name] = None
     for name in ("encoder", "decoder", "auxiliary"):
-        part = plain.get(name) or {}
+        part = copy(plain.get(name) or {})
         if inner := part.get("init_args"):
-            plain[name] = {**part, "init_args": without_starting_weights(inner)}
+            part["init_args"] = without_starting_weights(inner)
+            plain[name] = part
     return plain

@@ -33,7 +33,7 @@ from densepred.errors import ConfigurationError
 from densepred.loggers import drop_rows_after, wandb_offline_unless_reachable, with_run_logger
 from densepred.module import DensePredictor
 from densepred.resume import check_same_network, read_checkpoint
-from densepred.starting_weights import STARTING_WEIGHTS
+from densepred.starting_weights import without_starting_weights
 
 
 def run(arguments: list[str]) -> int:
@@ -115,12 +115,7 @@ class DensePredCLI(LightningCLI):
         if self.checkpoint is not None:
             config = self.config[self.config.subcommand]
             config.weights_only = True  # plain values and tensors, no code
-            module = config.model.init_args
-            inner = [(module.get(name) or {}).get("init_args", {}) for name in ("encoder", "decoder", "auxiliary")]
-            for part in (module, *inner):
-                for name in STARTING_WEIGHTS:
-                    if name in part:
-                        part[name] = None  # the checkpoint has them
+            config.model.init_args = without_starting_weights(config.model.init_args)  # the checkpoint has them
         elif self.config.subcommand != "fit" and not self.config[self.config.subcommand].model.init_args.weights:
             raise ConfigurationError(
                 f"densepred {self.config.subcommand} needs --ckpt_path: best, last or a checkpoint's file (or "
