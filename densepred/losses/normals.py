@@ -1,5 +1,7 @@
 """Losses of surface normals."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,23 @@ def known_normals(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tenso
     facing = torch.tensor([0.0, 0.0, -1.0], device=target.device).view(3, 1, 1)
     known = valid.unsqueeze(-3)
     return torch.where(known, full_precision(output), facing), torch.where(known, full_precision(target), facing), valid
+
+
+def mean_error(loss: str, output: Tensor, target: Tensor, error: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Mean of an error over the pixels whose normal is known, in full precision.
+
+    Args:
+        loss: Who asks, for the error's message.
+        output: Normals.
+        target: True normals.
+        error: From vectors and true vectors (..., 3, H, W) to numbers (..., H, W).
+
+    Raises:
+        ConfigurationError: If the sizes differ.
+    """
+    require_same_size(loss, output, target)
+    output, target, valid = known_normals(output, target)
+    return mean_over_valid(torch.where(valid, error(output, target), 0), valid)
 
 
 def _shortened(output: Tensor) -> Tensor:
@@ -44,6 +63,14 @@ def _length(vectors: Tensor) -> Tensor:
     return torch.where(square > 0, torch.where(square > 0, square, 1).sqrt(), 0)
 
 
+def _one_minus_cosine(output: Tensor, target: Tensor) -> Tensor:
+    return 1 - (_shortened(output) * target).sum(-3)
+
+
+def _squared_distance(output: Tensor, target: Tensor) -> Tensor:
+    return (output - target).square().sum(-3)
+
+
 def cosine_loss(output: Tensor, target: Tensor) -> Tensor:
     """Mean of 1 - cos(angle) over the pixels whose normal is known; see `CosineLoss`.
 
@@ -52,10 +79,7 @@ def cosine_loss(output: Tensor, target: Tensor) -> Tensor:
         >>> float(cosine_loss(facing, facing)), float(cosine_loss(-facing, facing))
         (0.0, 2.0)
     """
-    require_same_size("CosineLoss", output, target)
-    output, target, valid = known_normals(output, target)
-    cosine = (_shortened(output) * target).sum(-3)
-    return mean_over_valid(torch.where(valid, 1 - cosine, 0), valid)
+    return mean_error("CosineLoss", output, target, _one_minus_cosine)
 
 
 class CosineLoss(Loss):
@@ -115,9 +139,7 @@ class AngularLoss(Loss):
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """Normals and true normals to a scalar."""
-        require_same_size("AngularLoss", output, target)
-        output, target, valid = known_normals(output, target)
-        return mean_over_valid(torch.where(valid, angle_between(output, target), 0), valid)
+        return mean_error("AngularLoss", output, target, angle_between)
 
 
 class NormalsL2Loss(Loss):
@@ -143,6 +165,4 @@ class NormalsL2Loss(Loss):
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """Normals and true normals to a scalar."""
-        require_same_size("NormalsL2Loss", output, target)
-        output, target, valid = known_normals(output, target)
-        return mean_over_valid((output - target).square().sum(-3), valid)
+        return mean_error("NormalsL2Loss", output, target, _squared_distance)
