@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from densepred import losses as face
 from densepred.errors import ConfigurationError, DataError
 from densepred.losses import (
+    AbsoluteErrorLoss,
     AngularLoss,
     BerHuLoss,
     BinaryCrossEntropyLoss,
@@ -123,6 +124,7 @@ def cases():
         "scale-invariant gradient": depth(ScaleInvariantGradientLoss()),
         "ordinal": depth(OrdinalLoss(0.5, 5.0), planes=6),
         "squared error": regression(SquaredErrorLoss()),
+        "absolute error": regression(AbsoluteErrorLoss()),
         "cosine": normals(CosineLoss()),
         "cosine, long": normals(CosineLoss(), length=1.5),
         "angular": normals(AngularLoss(), length=1.5),
@@ -311,7 +313,11 @@ TASKS = {
         unit(2, 3, 4, 5),
         [VonMisesFisherLoss()],
     ),
-    "regression": (lambda loss: Regression(2, loss=loss), torch.randn(2, 2, 4, 5), [SquaredErrorLoss()]),
+    "regression": (
+        lambda loss: Regression(2, loss=loss),
+        torch.randn(2, 2, 4, 5),
+        [AbsoluteErrorLoss(), SquaredErrorLoss()],
+    ),
 }
 EVERY_LOSS = {type(loss): loss for _, _, fitting in TASKS.values() for loss in fitting}
 

@@ -10,6 +10,7 @@ from scipy.special import expit
 
 from densepred.errors import ConfigurationError
 from densepred.losses import (
+    AbsoluteErrorLoss,
     BerHuLoss,
     L1Loss,
     L2Loss,
@@ -50,9 +51,18 @@ def test_l1_and_l2_compare_metres_or_their_logarithms(loss, power):
     assert loss(log=True)(output, target).item() == pytest.approx(math.log(2) ** power)
 
 
-def test_squared_error_counts_zero_and_negative_numbers():
+@pytest.mark.parametrize(("loss", "power"), [(AbsoluteErrorLoss, 1), (SquaredErrorLoss, 2)])
+def test_errors_of_any_planes_count_zero_and_negative_numbers(loss, power):
     output, target = torch.tensor([1.0, 1.0, 1.0]), torch.tensor([0.0, -2.0, math.nan])
-    assert SquaredErrorLoss()(output, target).item() == pytest.approx((1 + 9) / 2)
+    assert loss()(output, target).item() == pytest.approx((1 + 3**power) / 2)
+
+
+@pytest.mark.parametrize(("loss", "best"), [(AbsoluteErrorLoss, np.median), (SquaredErrorLoss, np.mean)])
+def test_absolute_errors_lead_to_the_median_and_squared_ones_to_the_mean(loss, best):
+    values = torch.tensor([0.0, 1.0, 2.0, 3.0, 50.0])
+    output = torch.tensor(best(values.numpy())).expand(5).clone().requires_grad_()
+    loss()(output, values).backward()
+    assert output.grad.sum().item() == pytest.approx(0, abs=1e-6)
 
 
 # berHu

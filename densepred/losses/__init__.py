@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from densepred.losses.ordinal import OrdinalLoss as OrdinalLoss
     from densepred.losses.overlap import DiceLoss as DiceLoss
     from densepred.losses.overlap import LovaszSoftmaxLoss as LovaszSoftmaxLoss
+    from densepred.losses.regression import AbsoluteErrorLoss as AbsoluteErrorLoss
     from densepred.losses.regression import SquaredErrorLoss as SquaredErrorLoss
     from densepred.losses.scale_invariant import ScaleInvariantGradientLoss as ScaleInvariantGradientLoss
     from densepred.losses.scale_invariant import ScaleInvariantLoss as ScaleInvariantLoss
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __getattr__, __all__ = lazy_exports(
     __name__,
     {
+        "AbsoluteErrorLoss": "regression",
         "AngularLoss": "normals",
         "BerHuLoss": "depth",
         "BinaryCrossEntropyLoss": "segmentation",
