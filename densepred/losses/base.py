@@ -25,6 +25,8 @@ class Loss(Recorded, nn.Module, ABC):
     exclusive: bool | None = None
     """Of labels: whether they exclude each other (a softmax over the planes) or are answers of every plane (a sigmoid
     of each); none means either."""
+    weighted_classes: list[str] | None = None
+    """Names of the classes that its class weights were made for, where they are known; a task compares them."""
 
     @abstractmethod
     def forward(self, output: Tensor, target: Tensor) -> Tensor:

@@ -1,13 +1,24 @@
-"""Class weights from how often classes occur."""
+"""Class weights from how often classes occur: computed, and read from the file of `densepred check-data`."""
 
+import json
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from densepred.errors import ConfigurationError
 from densepred.sample import valid_segmentation
+
+ClassWeights = list[float] | dict[str, float] | str
+"""What `class_weights` takes: a number a class; numbers by the classes' names; or the file of `densepred check-data`,
+FILE for its median-frequency weights, or FILE#inverse_frequency (see `read_class_weights`)."""
+
+SCHEMES = ("median_frequency", "inverse_frequency")
+KEY = "class_weights"
+"""Under which that file holds them, by target and scheme."""
 
 
 def count_labels(label_maps: Iterable[Tensor], classes: int) -> tuple[list[int], list[int]]:
@@ -93,3 +104,78 @@ def _inverse(who: str, frequencies: Sequence[float], typical: float) -> list[flo
     if typical <= 0:
         raise ConfigurationError(f"{who}: none of the {len(frequencies)} classes occurs. Count the labels first.")
     return [typical / frequency if frequency else 0.0 for frequency in frequencies]
+
+
+def read_class_weights(source: str) -> dict[str, float]:
+    """Class weights by name, from the JSON that `densepred check-data` writes.
+
+    Args:
+        source: FILE for median-frequency weights, FILE#inverse_frequency for the others; of a data set with several
+            kinds of labels FILE#TARGET/SCHEME.
+
+    Raises:
+        ConfigurationError: If there is no such file, or no such weights in it; it says what to run.
+    """
+    file, _, choice = source.partition("#")
+    target, _, scheme = choice.rpartition("/")
+    found = _read_json(Path(file)).get(KEY)
+    if not isinstance(found, dict) or not found:
+        raise ConfigurationError(
+            f"{KEY}: {file} holds no class weights. Expected the JSON of `densepred check-data` on a data set with "
+            "labels. To give the weights themselves write a list of them."
+        )
+    target = target or (next(iter(found)) if len(found) == 1 else "segmentation")
+    scheme = scheme or SCHEMES[0]
+    weights = found.get(target, {}).get(scheme)
+    if not isinstance(weights, dict):
+        there = ", ".join(f"{file}#{name}/{kind}" for name, kinds in found.items() for kind in kinds)
+        raise ConfigurationError(f"{KEY}: there are no {scheme} weights of {target!r} in {file}. There are: {there}.")
+    return {str(name): float(weight) for name, weight in weights.items()}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    wanted = f"{KEY}: expected a file that `densepred check-data` writes"
+    try:
+        content = json.loads(path.expanduser().read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigurationError(
+            f"{wanted}, but there is no {path}. Write it with: densepred check-data --config CONFIG --output "
+            f"{path.with_suffix('')} (CONFIG being the run's own)."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{wanted}, but {path} cannot be read: {error}. Run it again.") from error
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"{wanted}, but {path} is another one. Run it again, or give a list of weights.")
+    return content
+
+
+def with_weights_read(options: Any) -> Any:
+    """The same configuration with files of class weights replaced by what they hold, so that it needs them no more.
+
+    Args:
+        options: Nested mappings and lists, as a configuration is made of; changed in place.
+
+    Raises:
+        ConfigurationError: As `read_class_weights`.
+    """
+    if isinstance(options, list):
+        for item in options:
+            with_weights_read(item)
+    elif hasattr(options, "items"):
+        # of jsonargparse's own mapping the names are whole paths: init_args.loss.init_args.class_weights
+        for name, value in list(options.items()):
+            if name.rpartition(".")[2] == KEY and isinstance(value, str):
+                options[name] = read_class_weights(value)
+            else:
+                with_weights_read(value)
+    return options
+
+
+def refuse_other_classes(weighted: Sequence[str], classes: Sequence[str], where: str) -> None:
+    """Raises a ConfigurationError where weights were made for other classes, or for the same in another order."""
+    if list(weighted) != list(classes):
+        raise ConfigurationError(
+            f"{where}: the {KEY} are for {len(weighted)} classes ({', '.join(weighted)}), the task has {len(classes)} "
+            f"({', '.join(classes)}). Give weights for these, in this order: `densepred check-data` on the run's own "
+            "data computes them."
+        )

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from densepred.blocks import full_precision
 from densepred.errors import ConfigurationError
 from densepred.losses.base import Loss
+from densepred.losses.class_weights import ClassWeights
 from densepred.losses.masked import mean_over_valid, require_same_size
 from densepred.losses.segmentation import known_labels, register_weights, require_label_size
 from densepred.sample import Kind
@@ -38,7 +39,8 @@ class FocalLoss(Loss):
 
     Args:
         gamma: How much easy pixels are counted less; at least 0.
-        class_weights: One factor a class (the paper's alpha); none means equal weights.
+        class_weights: One factor a class (the paper's alpha), or where they stand (`ClassWeights`); none means equal
+            weights.
 
     Shape:
         output: (B, C, H, W), logits.
@@ -60,7 +62,7 @@ class FocalLoss(Loss):
     exclusive = True
     class_weights: Tensor | None
 
-    def __init__(self, gamma: float = 2.0, class_weights: list[float] | None = None) -> None:
+    def __init__(self, gamma: float = 2.0, class_weights: ClassWeights | None = None) -> None:
         super().__init__()
         _require_gamma("FocalLoss", gamma)
         register_weights(self, "class_weights", class_weights)

@@ -6,6 +6,7 @@ from torch import Tensor
 from densepred.blocks import full_precision
 from densepred.errors import ConfigurationError
 from densepred.losses.base import Loss
+from densepred.losses.class_weights import ClassWeights
 from densepred.losses.masked import mean_over_valid, require_same_size
 from densepred.losses.segmentation import known_labels, register_weights, require_label_size
 from densepred.sample import Kind
@@ -63,7 +64,8 @@ class DiceLoss(Loss):
         per_image: Overlap in each image rather than in the batch.
         count_absent: Average over the classes that do not occur, too; their loss, 1 - smooth / (sum p + smooth),
             punishes predicting them.
-        class_weights: One factor a class in the mean over classes; none means equal weights.
+        class_weights: One factor a class in the mean over classes, or where they stand (`ClassWeights`); none means
+            equal weights.
 
     Shape:
         output: (B, C, H, W), logits.
@@ -91,7 +93,7 @@ class DiceLoss(Loss):
         smooth: float = 1.0,
         per_image: bool = False,
         count_absent: bool = False,
-        class_weights: list[float] | None = None,
+        class_weights: ClassWeights | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= smooth < float("inf"):
@@ -134,7 +136,8 @@ class LovaszSoftmaxLoss(Loss):
         per_image: Lovasz loss of each image rather than of the batch.
         count_absent: Average over the classes that do not occur, too; their loss is the greatest probability that any
             pixel gives them (`classes="all"` in the release).
-        class_weights: One factor a class in the mean over classes; none means equal weights.
+        class_weights: One factor a class in the mean over classes, or where they stand (`ClassWeights`); none means
+            equal weights.
 
     Shape:
         output: (B, C, H, W), logits.
@@ -158,7 +161,7 @@ class LovaszSoftmaxLoss(Loss):
     class_weights: Tensor | None
 
     def __init__(
-        self, per_image: bool = False, count_absent: bool = False, class_weights: list[float] | None = None
+        self, per_image: bool = False, count_absent: bool = False, class_weights: ClassWeights | None = None
     ) -> None:
         super().__init__()
         register_weights(self, "class_weights", class_weights)

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from densepred.blocks import full_precision
 from densepred.errors import ConfigurationError, DataError
 from densepred.losses.base import Loss
+from densepred.losses.class_weights import ClassWeights, read_class_weights
 from densepred.losses.masked import mean_over_valid, require_same_size
 from densepred.sample import Kind, valid_segmentation
 
@@ -89,7 +90,7 @@ class CrossEntropyLoss(Loss):
     loss is 0, where torch's is NaN. Computed in float32 under autocast.
 
     Args:
-        class_weights: One factor a class; none means equal weights.
+        class_weights: One factor a class, or where they stand (`ClassWeights`); none means equal weights.
         label_smoothing: Share of the truth that is spread over all classes, from 0 to 1.
 
     Shape:
@@ -114,7 +115,7 @@ class CrossEntropyLoss(Loss):
     exclusive = True
     class_weights: Tensor | None
 
-    def __init__(self, class_weights: list[float] | None = None, label_smoothing: float = 0.0) -> None:
+    def __init__(self, class_weights: ClassWeights | None = None, label_smoothing: float = 0.0) -> None:
         super().__init__()
         if not 0 <= label_smoothing <= 1:
             raise ConfigurationError(
@@ -180,8 +181,16 @@ class BinaryCrossEntropyLoss(Loss):
         return binary_cross_entropy(output, target, self.positive_weights)
 
 
-def register_weights(loss: Loss, name: str, weights: list[float] | None) -> None:
-    """A buffer that follows the loss to its device; checkpoints hold the argument, not the buffer."""
-    if weights is not None and not all(math.isfinite(weight) and weight >= 0 for weight in weights):
-        raise ConfigurationError(f"{type(loss).__name__}: {name} must be finite and at least 0; got {weights}.")
-    loss.register_buffer(name, None if weights is None else torch.tensor(weights), persistent=False)
+def register_weights(loss: Loss, name: str, weights: ClassWeights | None) -> None:
+    """A buffer that follows the loss to its device; checkpoints hold the argument, not the buffer.
+
+    Weights that stand in a file are read, and become the argument: a checkpoint does not need the file. Names of
+    classes are kept in `loss.weighted_classes`, for the task to compare with its own.
+    """
+    if isinstance(weights, str):
+        weights = loss.init_args[name] = read_class_weights(weights)
+    loss.weighted_classes = list(weights) if isinstance(weights, dict) else None
+    numbers = list(weights.values()) if isinstance(weights, dict) else weights
+    if numbers is not None and not all(math.isfinite(weight) and weight >= 0 for weight in numbers):
+        raise ConfigurationError(f"{type(loss).__name__}: {name} must be finite and at least 0; got {numbers}.")
+    loss.register_buffer(name, None if numbers is None else torch.tensor(numbers), persistent=False)
