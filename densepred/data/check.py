@@ -1,7 +1,11 @@
 """The look at a data set's files before the first step, so that a broken one does not end a run hours later."""
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal, NamedTuple
 
+import numpy as np
 from tqdm import tqdm
 
 from densepred.data.dataset import DenseDataset
@@ -11,6 +15,18 @@ from densepred.sample import VOID, Kind
 
 SHOWN = 5
 """So many faults are spelled out; the rest is counted."""
+
+
+class Fault(NamedTuple):
+    """What is wrong with a file.
+
+    Attributes:
+        what: That it cannot be read, has not its image's size, or holds values that are no classes.
+        text: A sentence that names the file, what was found and what was expected.
+    """
+
+    what: Literal["unreadable", "size", "labels"]
+    text: str
 
 
 def check_files(dataset: DenseDataset, title: str, full: bool = True) -> None:
@@ -30,9 +46,9 @@ def check_files(dataset: DenseDataset, title: str, full: bool = True) -> None:
     if not len(dataset) or not dataset.files(0):
         return
     with ThreadPoolExecutor() as threads:
-        looks = threads.map(lambda index: sample_fault(dataset, index, full), range(len(dataset)))
+        looks = threads.map(lambda index: next(file_faults(dataset, index, full), None), range(len(dataset)))
         bar = tqdm(looks, f"Checking {title}", len(dataset), unit=" samples", delay=2, leave=False)
-        faults = [fault for fault in bar if fault]
+        faults = [fault.text for fault in bar if fault]
     if faults:
         more = f"\n  and {len(faults) - SHOWN} more." if len(faults) > SHOWN else ""
         shown = "\n  ".join(faults[:SHOWN])
@@ -41,24 +57,33 @@ def check_files(dataset: DenseDataset, title: str, full: bool = True) -> None:
         )
 
 
-def sample_fault(dataset: DenseDataset, index: int, full: bool = True) -> str | None:
-    """What is wrong with the files of one sample; None if nothing."""
+def file_faults(dataset: DenseDataset, index: int, full: bool = True) -> Iterator[Fault]:
+    """What is wrong with the files of one sample, at most one fault a file."""
     files = dataset.files(index)
-    try:
-        size = read_size(files["image"])
-        for key, path in files.items():
-            kind = dataset.kinds[key]
-            if read_size(path) != size:
-                return (
-                    f"{path}: its size is {read_size(path)} (height, width), but that of its image "
-                    f"{files['image']} is {size}."
+    size: tuple[int, int] | None = None
+    for key in sorted(files, key=lambda key: key != "image"):
+        path = files[key]
+        try:
+            own = read_size(path)
+            size = own if key == "image" else size
+            if size is not None and own != size:
+                yield Fault(
+                    "size",
+                    f"{path}: its size is {own} (height, width), but that of its image {files['image']} is {size}.",
                 )
-            if not full:
-                continue
-            if kind is not Kind.LABEL:
+            elif full and dataset.kinds[key] is not Kind.LABEL:
                 refuse_damage(read_bytes(path), path)
-            else:
-                refuse_values(read_label(path), dataset.classes_on_disk.get(key, VOID), path)
+            elif full:
+                labels = read_label(path)
+                if fault := _illegal(labels, dataset.classes_on_disk.get(key, VOID), path):
+                    yield fault
+        except DataError as error:
+            yield Fault("unreadable", str(error))
+
+
+def _illegal(labels: np.ndarray, classes: int, path: Path) -> Fault | None:
+    try:
+        refuse_values(labels, classes, path)
     except DataError as error:
-        return str(error)
+        return Fault("labels", str(error))
     return None
