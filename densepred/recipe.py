@@ -5,14 +5,20 @@ A recipe is what jsonargparse reads and a checkpoint may hold under `weights_onl
 """
 
 import inspect
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args, get_origin, get_type_hints
 
 import numpy as np
+from torch import nn
 
 from densepred.errors import ConfigurationError
+
+TRUSTED = ("densepred", "torch", "torchvision")
+"""Packages whose classes a checkpoint may name without being asked."""
 
 
 class Recorded:
@@ -79,3 +85,92 @@ def recipe(value: Any, where: str = "value") -> Any:
         f"{where} = {value!r} cannot be written into a checkpoint. Expected a plain value, a class, a part of "
         "densepred, or functools.partial(Class, option=...)."
     )
+
+
+def class_paths(plain: Any) -> Iterator[str]:
+    """Every `class_path` in a recipe, at any depth."""
+    if isinstance(plain, dict):
+        if isinstance(path := plain.get("class_path"), str):
+            yield path
+        for value in plain.values():
+            yield from class_paths(value)
+    elif isinstance(plain, list | tuple):
+        for value in plain:
+            yield from class_paths(value)
+
+
+def refuse_foreign(plain: Any, where: str, allow: Sequence[str] = ()) -> None:
+    """Refuses a recipe that names classes which neither densepred nor the user vouches for.
+
+    A checkpoint comes from elsewhere; to build a class is to run its code.
+
+    Args:
+        plain: The recipe.
+        where: The file it stands in.
+        allow: Further packages, modules or classes: `mine`, `mine.MyDecoder`.
+
+    Raises:
+        ConfigurationError: Naming the first such class.
+    """
+    known = (*TRUSTED, *allow)
+    for path in class_paths(plain):
+        if not any(path == name or path.startswith(f"{name}.") for name in known):
+            raise ConfigurationError(
+                f"{where} wants the class {path} built, which is none of {', '.join(TRUSTED)}. Building it runs its "
+                f"code: if you trust it, allow it by name: --allow {path} (in Python allow=[{path!r}])."
+            )
+
+
+def rebuilt(plain: Any, where: str = "value", expected: Any = Recorded) -> Any:
+    """What a recipe describes: parts built, factories as `functools.partial`, plain values as they are.
+
+    Args:
+        plain: What `recipe` has made.
+        where: How to name it in an error.
+        expected: The annotation of the argument that it is for. A callable asks for a factory.
+
+    Raises:
+        ConfigurationError: If a class does not exist, is no part of a network, or refuses its arguments.
+
+    Example:
+        >>> rebuilt({"class_path": "densepred.tasks.depth.Depth", "init_args": {"typical": 3.0}}).typical
+        3.0
+    """
+    if isinstance(plain, list | tuple):
+        items = [rebuilt(item, f"{where}[{i}]", expected) for i, item in enumerate(plain)]
+        return tuple(items) if _mentions(expected, tuple) else items
+    if not isinstance(plain, dict):
+        return plain
+    if "class_path" not in plain:
+        return {key: rebuilt(value, f"{where}[{key!r}]", expected) for key, value in plain.items()}
+    part = _found(plain["class_path"], where)
+    hints = get_type_hints(part.__init__)
+    arguments = {
+        name: rebuilt(value, f"{where}.{name}", hints.get(name, Any))
+        for name, value in (plain.get("init_args") or {}).items()
+    }
+    if _mentions(expected, get_origin(Callable[[], None])):
+        return partial(part, **arguments)
+    try:
+        return part(**arguments)
+    except TypeError as error:
+        raise ConfigurationError(f"{where}: {plain['class_path']} refuses its arguments: {error}") from error
+
+
+def _found(path: str, where: str) -> Any:
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigurationError(
+            f"{where}: there is no class {path} ({error}). A class of your own must be importable from here."
+        ) from error
+    # torch.hub.load and its like are reachable by name as well
+    if not (inspect.isclass(found) and issubclass(found, nn.Module | Recorded)):
+        raise ConfigurationError(f"{where}: {path} is no part of a network.")
+    return found
+
+
+def _mentions(annotation: Any, origin: Any) -> bool:
+    """Whether an annotation is of that origin, or one of several that is."""
+    return get_origin(annotation) is origin or any(_mentions(part, origin) for part in get_args(annotation))

@@ -290,11 +290,11 @@ def test_binary_labels_are_one_where_the_plane_is_above_zero():
     assert task.out_channels == 1
     planes = torch.tensor([[[[-1.0, 2.0]]]])
     assert task.predict(planes).tolist() == [[[0, 1]]]
-    torch.testing.assert_close(task.probabilities(planes), 1 / (1 + (-planes).exp()))
+    torch.testing.assert_close(task.evidence(planes), 1 / (1 + (-planes).exp()))
 
 
 def test_probabilities_of_labels_sum_to_one():
-    probabilities = Segmentation(5).probabilities(torch.randn(2, 5, 3, 4))
+    probabilities = Segmentation(5).evidence(torch.randn(2, 5, 3, 4))
     torch.testing.assert_close(probabilities.sum(1), torch.ones(2, 3, 4))
 
 

@@ -29,9 +29,9 @@ def read_image(path: Path) -> np.ndarray:
     try:
         image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     except cv2.error as error:
-        raise DataError(_unreadable(path, str(error))) from error
+        raise DataError(unreadable(path, str(error))) from error
     if image is None:
-        raise DataError(_unreadable(path, "it is truncated, damaged or no picture"))
+        raise DataError(unreadable(path, "it is truncated, damaged or no picture"))
     return image
 
 
@@ -101,9 +101,9 @@ def read_npy(path: Path) -> np.ndarray:
     try:
         array: np.ndarray = np.load(path, mmap_mode="r")
     except (OSError, ValueError) as error:
-        raise DataError(_unreadable(path, str(error))) from error
+        raise DataError(unreadable(path, str(error))) from error
     if array.ndim < 2:
-        raise DataError(_unreadable(path, f"expected an array (H, W, ...), got shape {array.shape}"))
+        raise DataError(unreadable(path, f"expected an array (H, W, ...), got shape {array.shape}"))
     return array
 
 
@@ -118,9 +118,9 @@ def read_bytes(path: Path) -> bytes:
     except FileNotFoundError as error:
         raise DataError(f"{path}: there is no such file.") from error
     except OSError as error:
-        raise DataError(_unreadable(path, error.strerror or str(error))) from error
+        raise DataError(unreadable(path, error.strerror or str(error))) from error
     if not content:
-        raise DataError(_unreadable(path, "it is empty, 0 bytes"))
+        raise DataError(unreadable(path, "it is empty, 0 bytes"))
     return content
 
 
@@ -128,7 +128,7 @@ def refuse_damage(content: bytes, path: Path) -> None:
     """Raises a DataError where the structure of a JPEG or PNG is broken; decoders would fill the rest with grey."""
     fault = jpeg_fault(content) or png_fault(content)
     if fault:
-        raise DataError(_unreadable(path, fault))
+        raise DataError(unreadable(path, fault))
 
 
 def refuse_values(labels: np.ndarray, classes: int, path: Path) -> None:
@@ -150,9 +150,9 @@ def _open(file: Path | io.BytesIO, path: Path) -> Image.Image:
         raise DataError(f"{path}: there is no such file.") from error
     except UnidentifiedImageError as error:
         cause = "it is empty, 0 bytes" if path.stat().st_size == 0 else "it is damaged from its start, or no picture"
-        raise DataError(_unreadable(path, cause)) from error
+        raise DataError(unreadable(path, cause)) from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(_unreadable(path, str(error))) from error
+        raise DataError(unreadable(path, str(error))) from error
 
 
 def _pixels(image: Image.Image, path: Path) -> np.ndarray:
@@ -162,8 +162,9 @@ def _pixels(image: Image.Image, path: Path) -> np.ndarray:
             return np.array(image)
     # Pillow raises any of these, by where the damage is
     except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
-        raise DataError(_unreadable(path, str(error))) from error
+        raise DataError(unreadable(path, str(error))) from error
 
 
-def _unreadable(path: Path, cause: str) -> str:
+def unreadable(path: Path, cause: str) -> str:
+    """What to tell of a file that cannot be read."""
     return f"{path}: cannot be read: {cause}. Fetch it again, or take it out of the list."

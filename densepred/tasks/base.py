@@ -1,7 +1,7 @@
 """What every task promises: all that differs between labels, depth and normals."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,8 @@ class Task(Recorded, nn.Module, ABC):
     """How its target is padded, and what its loss must be able to compare."""
     shown: tuple[str, ...] = ()
     """Keys of the metrics that stand in the progress bar."""
+    distribution: Literal["exclusive", "independent"] | None = None
+    """What its evidence is: probabilities of which one holds, or each by itself; None where it is no probabilities."""
 
     def __init__(self, name: str, out_channels: int, loss: Loss, weight: float = 1.0) -> None:
         super().__init__()
@@ -67,6 +69,25 @@ class Task(Recorded, nn.Module, ABC):
     @abstractmethod
     def predict(self, output: Tensor) -> Tensor:
         """Output to prediction: labels (B, H, W), metres (B, 1, H, W) or unit vectors (B, 3, H, W)."""
+
+    def evidence(self, output: Tensor) -> Tensor:
+        """Output to planes of which a mean makes sense, for averages over networks, flips, zooms and tiles.
+
+        By default the output itself.
+        """
+        return output
+
+    def decide(self, evidence: Tensor) -> Tensor:
+        """Evidence to prediction; of one output's evidence, the same as `predict` of the output."""
+        return self.predict(evidence)
+
+    def unflipped(self, evidence: Tensor) -> Tensor:
+        """The evidence of an image, from that of its mirror image (left and right swapped)."""
+        return evidence.flip(-1)
+
+    def unzoomed(self, evidence: Tensor, zoom: float) -> Tensor:
+        """The evidence of an image, from that of the image enlarged by `zoom`, as planes of the same size."""
+        return evidence
 
     @abstractmethod
     def metrics(self, stage: str) -> Metric:

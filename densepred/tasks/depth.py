@@ -117,6 +117,18 @@ class Depth(Task):
             return ordinal_depth(output, self.min_depth, self.max_depth)
         return output.clamp(min=self.min_depth)
 
+    def evidence(self, output: Tensor) -> Tensor:
+        """Logarithms of metres: their mean is depth's geometric mean."""
+        return self.predict(output).log()
+
+    def decide(self, evidence: Tensor) -> Tensor:
+        """Logarithms back to metres."""
+        return evidence.exp()
+
+    def unzoomed(self, evidence: Tensor, zoom: float) -> Tensor:
+        """What looks `zoom` times as large is taken for `zoom` times as near."""
+        return evidence + math.log(zoom)
+
     def known(self, target: Tensor) -> Tensor:
         """True where depth is known."""
         return valid_depth(target)

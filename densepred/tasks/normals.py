@@ -94,6 +94,15 @@ class Normals(Task):
         facing = torch.tensor([0.0, 0.0, -1.0], dtype=output.dtype, device=output.device).view(1, 3, 1, 1)
         return torch.where(length == 0, facing, output / length)
 
+    def evidence(self, output: Tensor) -> Tensor:
+        """Unit vectors; a mean of them is shorter the less they agree, and `decide` makes it one of length 1 again."""
+        return self.predict(output)
+
+    def unflipped(self, evidence: Tensor) -> Tensor:
+        """A mirror turns normals around as well: x changes its sign."""
+        mirrored = evidence.flip(-1)
+        return torch.cat([-mirrored[:, :1], mirrored[:, 1:]], dim=1)
+
     def known(self, target: Tensor) -> Tensor:
         """True where the normal is known (B, 1, H, W)."""
         return valid_normals(target).unsqueeze(1)

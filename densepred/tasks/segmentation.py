@@ -1,5 +1,7 @@
 """Segmentation: class labels at every pixel."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -96,7 +98,12 @@ class Segmentation(Task):
         """The planes themselves: logits."""
         return planes
 
-    def probabilities(self, output: Tensor) -> Tensor:
+    @property
+    def distribution(self) -> Literal["exclusive", "independent"]:  # type: ignore[override]
+        """One of several labels, or each label by itself."""
+        return "exclusive" if self.mode == "multiclass" else "independent"
+
+    def evidence(self, output: Tensor) -> Tensor:
         """Logits to probabilities: softmax over the planes, or a sigmoid of each."""
         return output.softmax(1) if self.mode == "multiclass" else output.sigmoid()
 
@@ -107,6 +114,10 @@ class Segmentation(Task):
             return output.max(dim=1).indices.to(self._label_dtype)
         present = (output > 0).to(torch.uint8)
         return present[:, 0] if self.mode == "binary" else present
+
+    def decide(self, evidence: Tensor) -> Tensor:
+        """Probabilities to labels: the most probable one, or those that are more probable than not."""
+        return self.predict(evidence if self.mode == "multiclass" else evidence - 0.5)
 
     def predict_from_planes(self, planes: Tensor, size: tuple[int, int]) -> Tensor:
         """Planes at the decoder's own stride to labels, one of several by bands."""

@@ -1,0 +1,29 @@
+"""From a checkpoint to answers: labels, metres and unit normals of anyone's pictures. Needs no Lightning."""
+
+from typing import TYPE_CHECKING
+
+from densepred.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from densepred.inference.checkpoint import load_network as load_network
+    from densepred.inference.evidence import Evidence as Evidence
+    from densepred.inference.evidence import MeanEvidence as MeanEvidence
+    from densepred.inference.evidence import NetworkEvidence as NetworkEvidence
+    from densepred.inference.photos import Photo as Photo
+    from densepred.inference.photos import read_photo as read_photo
+    from densepred.inference.prediction import Prediction as Prediction
+    from densepred.inference.predictor import Predictor as Predictor
+
+__getattr__, __all__ = lazy_exports(
+    __name__,
+    {
+        "Evidence": "evidence",
+        "MeanEvidence": "evidence",
+        "NetworkEvidence": "evidence",
+        "Photo": "photos",
+        "Prediction": "prediction",
+        "Predictor": "predictor",
+        "load_network": "checkpoint",
+        "read_photo": "photos",
+    },
+)
