@@ -1,15 +1,16 @@
 """DensePredictor: an encoder, a decoder for each task and a list of tasks, trained together by Lightning."""
 
+import inspect
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import pytorch_lightning as pl
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric
 
 from densepred.decoders.base import DecoderFactory
@@ -17,20 +18,21 @@ from densepred.encoders.base import Encoder
 from densepred.errors import ConfigurationError
 from densepred.metrics.base import WeightedMean
 from densepred.network import AUXILIARY, DenseNetwork
-from densepred.parameter_groups import LinearScaling, RateScales, parameter_groups
+from densepred.parameter_groups import RateScales, linear_scaling, parameter_groups
 from densepred.random_states import all_random_states, set_random_state
-from densepred.recipe import class_path, recipe
-from densepred.resume import continue_after_epoch, keep_configured_rates
+from densepred.recipe import Recorded, class_path, recipe
+from densepred.resume import continue_after_epoch, keep_configured_rates, keep_on_the_curve
 from densepred.sample import Kind, counted, pad_planes
 from densepred.starting_weights import load_fitting, without_starting_weights
 from densepred.tasks.base import Batch, Task
+from densepred.tasks.names import check_names, missing_names
 from densepred.torchvision_weights import load_torchvision_segmentation
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 SchedulerFactory = Callable[[Optimizer, int], LRScheduler]
 
 
-class DensePredictor(pl.LightningModule):
+class DensePredictor(Recorded, pl.LightningModule):
     """Predicts labels, depth, normals, or any list of tasks, at every pixel of an image.
 
     The loss is the sum over tasks of `task.weight` times the task's loss; with an auxiliary decoder, plus
@@ -100,26 +102,8 @@ class DensePredictor(pl.LightningModule):
         init_from: str | Path | None = None,
     ) -> None:
         super().__init__()
-        self._remember(
-            encoder=encoder,
-            decoder=decoder,
-            tasks=tasks,
-            share_decoder=share_decoder,
-            auxiliary=auxiliary,
-            auxiliary_depth=auxiliary_depth,
-            auxiliary_weight=auxiliary_weight,
-            optimizer=optimizer,
-            lr_scheduler=lr_scheduler,
-            encoder_lr_scale=encoder_lr_scale,
-            decoder_lr_scale=decoder_lr_scale,
-            bias_lr_scale=bias_lr_scale,
-            lr_scales=lr_scales,
-            decay_norms_and_biases=decay_norms_and_biases,
-            reference_batch=reference_batch,
-            weights=weights,
-            init_from=init_from,
-        )
-        _check_names([task.name for task in tasks])
+        self._remember()
+        check_names([task.name for task in tasks])
         self.tasks = nn.ModuleList(tasks)
         self.network = DenseNetwork(
             encoder,
@@ -250,16 +234,8 @@ class DensePredictor(pl.LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         for index, task in enumerate(self._tasks):
             expected = getattr(data, "classes", {}).get(task.name)
-            names = getattr(task, "classes", None)
-            if expected is None or names is None or list(names) == list(expected):
-                continue
-            if len(names) != len(expected) or not isinstance(task.init_args.get("classes"), int):
-                raise ConfigurationError(
-                    f"Task {task.name!r} has {len(names)} classes ({', '.join(names)}), {type(data).__name__} has "
-                    f"{len(expected)} ({', '.join(expected)}). Set the task's classes to {len(expected)}, or to the "
-                    "data's names in their order."
-                )
-            self._name_classes(index, task, list(expected))
+            if expected is not None and (names := missing_names(task, list(expected), type(data).__name__)):
+                self._name_classes(index, task, names)
 
     def _name_classes(self, index: int, task: Task, names: list[str]) -> None:
         task.classes = task.init_args["classes"] = names  # type: ignore[assignment]
@@ -271,7 +247,7 @@ class DensePredictor(pl.LightningModule):
         """The optimizer over the parameters' groups, and the schedule, stepped every step."""
         optimizer = self.build_optimizer()
         if self.reference_batch is not None:
-            rank_zero_only(print)(self._linear_scaling())
+            rank_zero_only(print)(linear_scaling(self.trainer, self.reference_batch))
         if self.lr_scheduler is None:
             return optimizer
         total_steps = self.trainer.estimated_stepping_batches
@@ -294,19 +270,8 @@ class DensePredictor(pl.LightningModule):
             group.apply(optimizer, index)
         if self.reference_batch is not None and self._trainer is not None:
             for scaled in optimizer.param_groups:
-                scaled["lr"] *= self._linear_scaling().factor
+                scaled["lr"] *= linear_scaling(self.trainer, self.reference_batch).factor
         return optimizer
-
-    def _linear_scaling(self) -> LinearScaling:
-        batch_size = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
-        if not self.reference_batch or self.reference_batch < 1 or batch_size is None:
-            raise ConfigurationError(
-                f"reference_batch {self.reference_batch} scales the learning rate to the batch size: expected 1 or "
-                f"more images, and a datamodule with a batch_size, which is {batch_size}. Give both, or leave "
-                "reference_batch out."
-            )
-        accumulated, processes = self.trainer.accumulate_grad_batches, self.trainer.world_size
-        return LinearScaling(self.reference_batch, batch_size, accumulated, processes)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps where the random numbers of each process stand."""
@@ -326,15 +291,15 @@ class DensePredictor(pl.LightningModule):
             set_random_state(self._random_states[self.global_rank], self.device)
         self._random_states = []
         continue_after_epoch(self.trainer)
-        for entry in self.trainer.lr_scheduler_configs:
-            if isinstance(schedule := entry.scheduler, LambdaLR):
-                groups = zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
-                for group, base, factor in groups:
-                    group["lr"] = base * factor(schedule.last_epoch)
+        keep_on_the_curve(self.trainer)
 
-    def _remember(self, **arguments: Any) -> None:
+    def _remember(self) -> None:
         """Hyperparameters as plain values: the command line's own, or read off the parts built in Python."""
-        self.save_hyperparameters(ignore=list(arguments))
+        bound = inspect.signature(type(self).__init__).bind_partial(self, **self.init_args)
+        bound.apply_defaults()
+        arguments = dict(list(bound.arguments.items())[1:])
+        own = inspect.signature(DensePredictor.__init__).parameters  # of which a subclass may pass on what it likes
+        self.save_hyperparameters(ignore=[*own, *arguments])
         if "_instantiator" in self.hparams:
             self.save_hyperparameters()
         else:
@@ -348,20 +313,3 @@ class DensePredictor(pl.LightningModule):
 def _default_optimizer(parameters: Iterable[Any]) -> Optimizer:
     # not a default of the constructor's: its weight decay would leak into the SGD of a config
     return AdamW(parameters, lr=3e-4, weight_decay=0.01)
-
-
-def _check_names(names: list[str]) -> None:
-    taken = {"image", "intrinsics", "name", "size", "loss", "shared"}
-    for name in names:
-        problem: Literal["is used twice", "is taken", "is not a plain name"] | None = None
-        if names.count(name) > 1:
-            problem = "is used twice"
-        elif name in taken or hasattr(nn.ModuleDict, name) or name in ("training",):
-            problem = "is taken"
-        elif not name.isidentifier():
-            problem = "is not a plain name"
-        if problem:
-            raise ConfigurationError(
-                f"Task name {name!r} {problem}. Expected different names of letters, digits and underscores, other "
-                f"than {', '.join(sorted(taken))}; got {', '.join(map(repr, names))}."
-            )

@@ -5,13 +5,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
 from densepred.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from pytorch_lightning import Trainer
 
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 # names that wrappers put between a module and its parts
@@ -160,6 +163,21 @@ class LinearScaling(NamedTuple):
             f"learning rate x {self.factor:g}: configured for {self.reference} images a step, here {self.images} "
             f"({self.batch_size} x {self.accumulated} accumulated x {processes})"
         )
+
+
+def linear_scaling(trainer: "Trainer", reference_batch: int | None) -> LinearScaling:
+    """The linear rule for the batches, accumulation and processes of a trainer.
+
+    Raises:
+        ConfigurationError: If the reference is not a number of images, or the data have no batch size.
+    """
+    batch_size = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
+    if not reference_batch or reference_batch < 1 or batch_size is None:
+        raise ConfigurationError(
+            f"reference_batch {reference_batch} scales the learning rate to the batch size: expected 1 or more images, "
+            f"and a datamodule with a batch_size, which is {batch_size}. Give both, or leave reference_batch out."
+        )
+    return LinearScaling(reference_batch, batch_size, trainer.accumulate_grad_batches, trainer.world_size)
 
 
 def _place(name: str) -> int:

@@ -10,6 +10,7 @@ import torch
 import yaml
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from densepred.errors import ConfigurationError
 
@@ -89,6 +90,15 @@ def continue_after_epoch(trainer: "Trainer") -> None:
         _Loop.restarting.fset(loop, False)  # type: ignore[attr-defined]
         loop.reset_restart_stage()
         loop.epoch_progress.increment_completed()
+
+
+def keep_on_the_curve(trainer: "Trainer") -> None:
+    """Sets the rates to where the schedules stand: a resumed run may be longer now than it was."""
+    for entry in trainer.lr_scheduler_configs:
+        if isinstance(schedule := entry.scheduler, LambdaLR):
+            groups = zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
+            for group, base, factor in groups:
+                group["lr"] = base * factor(schedule.last_epoch)
 
 
 def find_checkpoint(name: str, root: Path) -> Path:
