@@ -439,8 +439,9 @@ def test_segnet_basics_decoder_has_no_nonlinearity():
     assert all((output < 0).float().mean() > 0.2 for output in outputs)
 
 
-def test_the_experiment_has_the_tutorials_class_weights_in_the_order_of_the_classes():
-    config = yaml.safe_load((EXPERIMENTS / "camvid_segnet_vgg16.yaml").read_text())
+@pytest.mark.parametrize("name", ["camvid_segnet_vgg16", "camvid_segnet_basic"])
+def test_the_experiments_have_the_tutorials_class_weights_in_the_order_of_the_classes(name):
+    config = yaml.safe_load((EXPERIMENTS / f"{name}.yaml").read_text())
     weights = config["model"]["init_args"]["tasks"][0]["init_args"]["class_weights"]
     assert dict(zip(CAMVID_CLASSES, weights, strict=True)) == {
         "sky": 0.2595,
