@@ -9,7 +9,19 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from densepred.data.rooms import Rooms
-from densepred.data.transforms import CentreCrop, FlipLeftRight, PadTo, Rescale, Roll, SampleTransforms, ScaleCrop
+from densepred.data.transforms import (
+    CentreCrop,
+    DepthAugmentation,
+    FlipLeftRight,
+    MultitaskAugmentation,
+    NormalsAugmentation,
+    PadTo,
+    Rescale,
+    Roll,
+    SampleTransforms,
+    ScaleCrop,
+    SceneTransform,
+)
 from densepred.geometry import crop_intrinsics, flip_intrinsics, normals_from_depth, resize_intrinsics, unproject
 from tests import analytic_scene as scene
 
@@ -80,6 +92,11 @@ EACH = {
         ScaleCrop(size=(112, 144), scale=(0.8, 1.2)),
         PadTo(size=(128, 160)),
     ],
+    # without their colours: the scene's image holds coordinates
+    **{
+        preset.__name__: [step for step in preset((96, 128)).transforms if isinstance(step, SceneTransform)]
+        for preset in (DepthAugmentation, NormalsAugmentation, MultitaskAugmentation)
+    },
 }
 every_transform = pytest.mark.parametrize("steps", EACH.values(), ids=EACH)
 some_seeds = pytest.mark.parametrize("seed", range(4))

@@ -18,7 +18,7 @@ from densepred.data.position import batches_done
 from densepred.data.sampler import EpochSampler, EvaluationSampler
 
 # imported for their short names: a config may say `class_path: FlipLeftRight`
-from densepred.data.transforms import cutout, flip, resize, roll, scale_crop  # noqa: F401
+from densepred.data.transforms import cutout, elastic, flip, presets, resize, roll, scale_crop  # noqa: F401
 from densepred.data.transforms.pipeline import SampleTransforms
 from densepred.errors import ConfigurationError, DataError
 from densepred.sample import SAMPLE_KINDS, Kind

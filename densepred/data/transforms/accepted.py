@@ -26,6 +26,7 @@ INSTEAD: dict[str, tuple[type[A.BasicTransform], ...]] = {
     ),
     "Rescale": (A.Resize, A.SmallestMaxSize, A.LongestMaxSize),
     "PadTo": (A.Pad,),
+    "ElasticDeformation": (A.ElasticTransform, A.GridDistortion, A.ThinPlateSpline),
     "CutoutMissing": (
         A.CoarseDropout,
         A.ConstrainedCoarseDropout,
@@ -109,5 +110,6 @@ def _refusal(leaf: A.BasicTransform) -> str:
         )
     return (
         "does not know depth, normals and intrinsics and has no counterpart here. Use FlipLeftRight, Roll, ScaleCrop, "
-        "Rescale, PadTo, CentreCrop or CutoutMissing, or derive from densepred.data.transforms.SceneTransform."
+        "Rescale, PadTo, CentreCrop, ElasticDeformation or CutoutMissing, or derive from "
+        "densepred.data.transforms.SceneTransform."
     )

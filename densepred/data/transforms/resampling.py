@@ -56,7 +56,7 @@ class Mirror(Resampling):
 
     def colour(self, image: Planes) -> Planes:
         """For the image."""
-        return _by_channels(lambda part: cv2.flip(part, 1), image)
+        return by_channels(lambda part: cv2.flip(part, 1), image)
 
     def nearest(self, planes: Planes, missing: int) -> Planes:
         """The nearest pixel's value."""
@@ -149,7 +149,7 @@ class Window(Resampling):
         if self.kept == self.size:
             return np.ascontiguousarray(planes)
         border = (*self.rows.border, *self.columns.border)
-        return _by_channels(lambda part: cv2.copyMakeBorder(part, *border, cv2.BORDER_REPLICATE), planes)
+        return by_channels(lambda part: cv2.copyMakeBorder(part, *border, cv2.BORDER_REPLICATE), planes)
 
 
 class Warp(Resampling):
@@ -183,7 +183,7 @@ class Warp(Resampling):
                 borderValue=(missing, missing, missing, missing),
             )
 
-        return _by_channels(warp, planes)
+        return by_channels(warp, planes)
 
 
 def _averaged(image: Planes, size: tuple[int, int]) -> Planes:
@@ -201,16 +201,16 @@ def _averaged(image: Planes, size: tuple[int, int]) -> Planes:
         return result
 
     # beyond four channels torch too is slow
-    return _by_channels(average, image)
+    return by_channels(average, image)
 
 
 def _resize(planes: Planes, size: tuple[int, int]) -> Planes:
     if planes.shape[:2] == size:
         return planes
-    return _by_channels(lambda part: cv2.resize(part, size[::-1], interpolation=cv2.INTER_LINEAR), planes)
+    return by_channels(lambda part: cv2.resize(part, size[::-1], interpolation=cv2.INTER_LINEAR), planes)
 
 
-def _by_channels(function: Callable[[Planes], Planes], planes: Planes) -> Planes:
+def by_channels(function: Callable[[Planes], Planes], planes: Planes) -> Planes:
     """Applies a function to four channels at a time; OpenCV takes no more, and drops an axis of one."""
     if planes.ndim == 2:
         return function(planes)

@@ -3,13 +3,14 @@
 import math
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 
 from densepred.data.transforms.base import SceneTransform, checked_size
 from densepred.data.transforms.resampling import Axis, Planes, Window
 from densepred.data.transforms.view import View
 from densepred.errors import ConfigurationError
-from densepred.sample import Kind, valid_segmentation
+from densepred.sample import VOID, Kind, valid_segmentation
 
 TRIES = 10
 
@@ -34,14 +35,16 @@ class ScaleCrop(SceneTransform):
     Args:
         size: (height, width) of the result.
         scale: Smallest and largest zoom, relative to the picture's own pixels; drawn uniformly.
-        cat_max_ratio: Draw the window again, up to ten times, while one class fills this share of its known labels or
-            more (0.75 is usual); None takes the first.
+        cat_max_ratio: Draw the window anew while one class fills this share of its known labels or more (0.75 is
+            usual), and take the tenth whatever it shows; None takes the first. Only labels are looked at: pictures are
+            cut once.
         depth: What a zoom does to depth: `divide` or `focal`.
         p: Probability.
 
     Reference:
         Eigen, Puhrsch, Fergus. Depth Map Prediction from a Single Image using a Multi-Scale Deep Network. NeurIPS 2014.
         arXiv:1406.2283 (depth divided by the scale). Eigen, Fergus. ICCV 2015. arXiv:1411.4734 (normals).
+        `cat_max_ratio` is that of mmsegmentation's RandomCrop.
     """
 
     def __init__(
@@ -93,5 +96,10 @@ class ScaleCrop(SceneTransform):
 
 def _largest_share(label: Planes) -> float:
     """Share of the most frequent class among known labels; 1 where none is known."""
-    counts = np.bincount(label[valid_segmentation(label)])
-    return float(counts.max() / counts.sum()) if counts.size else 1.0
+    if label.dtype == np.uint8:
+        # a fifth of the time of numpy's, which makes 64-bit integers of the labels first
+        counts = cv2.calcHist([np.ascontiguousarray(label)], [0], None, [VOID + 1], [0, VOID + 1]).ravel()[:VOID]
+    else:
+        counts = np.bincount(label[valid_segmentation(label)])
+    known = counts.sum()
+    return float(counts.max() / known) if known else 1.0
