@@ -7,6 +7,7 @@ from torch import nn
 
 from densepred.errors import ConfigurationError
 from densepred.tasks.base import Task
+from densepred.tasks.segmentation import Segmentation
 
 _TAKEN = ("image", "intrinsics", "loss", "name", "shared", "size")
 
@@ -44,7 +45,7 @@ def missing_names(task: Task, expected: list[str], data: str) -> list[str] | Non
         data: What the data are called, for the error.
 
     Raises:
-        ConfigurationError: If the task has other classes than the data.
+        ConfigurationError: If the task, or its class weights, are for other classes than the data's.
     """
     names = getattr(task, "classes", None)
     if names is None or list(names) == expected:
@@ -55,4 +56,6 @@ def missing_names(task: Task, expected: list[str], data: str) -> list[str] | Non
             f"{len(expected)} ({', '.join(expected)}). Set the task's classes to {len(expected)}, or to the "
             "data's names in their order."
         )
+    if isinstance(task, Segmentation):
+        task.refuse_other_weights(expected)
     return expected

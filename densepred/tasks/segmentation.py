@@ -9,6 +9,7 @@ from torchmetrics import Metric
 from densepred.errors import ConfigurationError, DataError
 from densepred.losses.bands import upsampled_labels
 from densepred.losses.base import Loss
+from densepred.losses.class_weights import ClassWeights, read_class_weights, refuse_other_classes
 from densepred.losses.fused import upsampled_cross_entropy
 from densepred.losses.segmentation import BinaryCrossEntropyLoss, CrossEntropyLoss
 from densepred.metrics.segmentation import Mode, SegmentationMetrics, class_names
@@ -40,8 +41,10 @@ class Segmentation(Task):
         loss: Takes output and target; by default the one of the table.
         weight: Factor of its loss in the sum over tasks.
         mode: See the table.
-        class_weights: One factor a class for the default loss, against imbalance. Multiclass: the loss is the weighted
-            mean. Binary: only the ratio of the two counts. Multilabel: the factor of a class where it is present.
+        class_weights: One factor a class for the default loss, against imbalance: a list, factors by the classes'
+            names, or FILE of `densepred check-data` (its median-frequency weights; FILE#inverse_frequency for the
+            others). Checkpoints hold the numbers, and need the file no more. Multiclass: the loss is the weighted mean.
+            Binary: only the ratio of the two counts. Multilabel: the factor of a class where it is present.
         palette: Colours (red, green, blue, 0 to 255), one a class; those of Pascal VOC by default.
 
     Raises:
@@ -64,10 +67,12 @@ class Segmentation(Task):
         loss: Loss | None = None,
         weight: float = 1.0,
         mode: Mode = "multiclass",
-        class_weights: list[float] | None = None,
+        class_weights: ClassWeights | None = None,
         palette: list[list[int]] | None = None,
     ) -> None:
         names = class_names(classes, mode)
+        if isinstance(class_weights, str):
+            class_weights = self.init_args["class_weights"] = read_class_weights(class_weights)
         for what, given in (("class_weights", class_weights), ("palette", palette)):
             if given is not None and len(given) != len(names):
                 raise ConfigurationError(
@@ -88,6 +93,15 @@ class Segmentation(Task):
         self.classes = names
         self.mode = mode
         self.palette = voc_palette(len(names)) if palette is None else palette
+        self._weighted = [list(class_weights)] if isinstance(class_weights, dict) else []
+        self._weighted += [part.weighted_classes for part in parts(loss) if part.weighted_classes is not None]
+        if not isinstance(classes, int):
+            self.refuse_other_weights(names)
+
+    def refuse_other_weights(self, classes: list[str]) -> None:
+        """Raises a ConfigurationError where class weights were made for classes of other names, or in another order."""
+        for weighted in self._weighted:
+            refuse_other_classes(weighted, classes, f"Task {self.name!r}")
 
     @property
     def fused(self) -> bool:
@@ -193,15 +207,16 @@ class Segmentation(Task):
         return table[index].permute(0, 3, 1, 2).contiguous()
 
 
-def _default_loss(mode: Mode, class_weights: list[float] | None) -> Loss:
+def _default_loss(mode: Mode, class_weights: list[float] | dict[str, float] | None) -> Loss:
     if mode == "multiclass":
         return CrossEntropyLoss(class_weights)
-    if mode == "binary" and class_weights is not None:
-        absent, present = class_weights
+    weights = list(class_weights.values()) if isinstance(class_weights, dict) else class_weights
+    if mode == "binary" and weights is not None:
+        absent, present = weights
         if absent <= 0:
             raise ConfigurationError(f"Segmentation: class_weights={class_weights}; binary mode divides by the first.")
         return BinaryCrossEntropyLoss([present / absent])
-    return BinaryCrossEntropyLoss(class_weights)
+    return BinaryCrossEntropyLoss(weights)
 
 
 def _check_loss(loss: Loss, planes: int, mode: Mode) -> None:
