@@ -16,7 +16,7 @@ from densepred.cli import main
 from densepred.errors import ConfigurationError
 from densepred.reports import page as html
 from densepred.reports.axes import Axis, axis_for, exact_axis
-from densepred.reports.comparison_page import comparison_page
+from densepred.reports.comparison_page import comparison_page, with_deviation
 from densepred.reports.diagnostics import class_table, confusion_chart, ious
 from densepred.reports.groups import differences, flat, groups_of
 from densepred.reports.layout import layout
@@ -150,6 +150,15 @@ def test_a_line_goes_through_its_points_and_breaks_where_a_value_is_not_finite()
     assert "No values." in chart([Series("loss", [0], [math.nan])], "loss")
 
 
+def test_numbers_beside_an_axis_stay_within_the_picture():
+    drawn = chart([Series("loss", [1e-4, 0.002], [1, 2], dots=True)], "loss", log_x=True)
+    width = float(re.search(r'viewBox="0 0 (\d+)', drawn)[1])
+    placed = re.findall(r'<text x="([\d.]+)" y="[\d.]+" text-anchor="middle"[^>]*>([\d.e+-]+)<', drawn)
+    assert len(placed) >= 3
+    # digits are about six tenths as wide as high: 11 px
+    assert all(float(x) + len(text) * 6.4 / 2 <= width for x, text in placed)
+
+
 def test_bars_are_as_high_as_their_numbers_relate():
     heights = [
         float(h) for h in re.findall(r'height="([\d.]+)" fill="#3b7dd8"', bars([1, 2, math.nan, 4], range(5), "x"))
@@ -197,6 +206,33 @@ def test_the_page_shows_the_numbers_of_metrics_csv(tmp_path):
     assert "val: 1.5 at 19" in "".join(document.text)
 
 
+def test_results_stand_in_the_networks_order_with_the_better_of_each_row_in_bold(tmp_path):
+    # metrics.csv has its columns by the alphabet
+    run = written(
+        tmp_path / "a" / "version_0", config(["Segmentation", "Depth"]), val__depth__delta1=[0.5], val__depth__loss=[9],
+        val__depth__rmse=[2], val__segmentation__miou=[0.4],
+    )  # fmt: skip
+    (run.folder / "diagnostics").mkdir()
+    tasks = {"segmentation": {"metrics": {"miou": 0.4}}, "depth": {"metrics": {"loss": 9, "rmse": 2, "delta1": 0.5}}}
+    (run.folder / "diagnostics" / "val.json").write_text(json.dumps({"tasks": tasks}))
+    constant = {"val/depth/rmse": 1.0, "val/depth/delta1": 0.25, "val/segmentation/miou": 0.1}
+    (run.folder / "diagnostics" / "val_results.json").write_text(json.dumps({"constant": constant}))
+    run = Run(run.folder)
+    assert run.metrics("val") == {"segmentation": ["miou"], "depth": ["rmse", "delta1", "loss"]}
+    text = run_page(run)
+    rows = [row[0] for row in opens_offline(text).rows]
+    assert [name for name in rows if name in ("miou", "rmse", "delta1", "loss")] == ["miou", "rmse", "delta1", "loss"]
+    # more is better for miou and delta1, less for rmse, and nothing is said of the loss
+    assert re.findall(r'<td class="[^"]*best">([^<]*)<', text) == ["0.4", "1", "0.5"]
+
+
+def test_rates_of_groups_that_are_one_line_are_drawn_once_and_named_together(tmp_path):
+    rates = {"lr-SGD/decoder": [0.1, 0.2], "lr-SGD/encoder": [0.1, 0.2], "lr-SGD/bias": [0.3, 0.2]}
+    run = written(tmp_path / "a" / "version_0", config(["Depth"]), **rates)
+    text = run_page(run)
+    assert re.findall(r"</i>([^<]*)</li>", text) == ["bias", "decoder, encoder"]
+
+
 def test_a_validation_by_itself_after_the_training_is_no_part_of_its_curves(tmp_path):
     run = written(tmp_path / "a" / "version_0", config(["Depth"]), val__depth__rmse=[2, 1])
     with (run.folder / "metrics.csv").open("a") as file:
@@ -229,7 +265,7 @@ def test_seeds_are_averaged_with_the_deviation_of_a_sample(tmp_path):
     assert (curve.steps, curve.values) == ([9, 19], [4, 3])
     assert spread == pytest.approx([math.sqrt(7)] * 2)
     document = opens_offline(comparison_page(runs))
-    assert document.row("depth/rmse") == ["depth/rmse", "3 ± 2.6"]
+    assert document.row("depth/rmse") == ["depth/rmse", "3.0 ± 2.6"]
 
 
 def test_runs_that_differ_by_more_than_the_seed_stand_apart_with_their_difference_named(tmp_path):
@@ -243,6 +279,26 @@ def test_runs_that_differ_by_more_than_the_seed_stand_apart_with_their_differenc
     document = opens_offline(comparison_page(runs))
     assert document.row("depth/rmse") == ["depth/rmse", "1.5", "1"]
     assert document.row("model.optimizer.lr") == ["model.optimizer.lr", "0.01", "0.1"]
+
+
+def test_options_of_a_part_that_only_some_runs_have_are_folded_away_behind_its_name(tmp_path):
+    runs = [
+        written(tmp_path / name / "version_0", config([task]), val__loss=[1])
+        for name, task in (("a", "Depth"), ("b", "Normals"))
+    ]
+    content = yaml.safe_load((runs[0].folder / "config.yaml").read_text())
+    content["model"]["init_args"]["tasks"][0]["init_args"] = {"max_depth": 80}
+    (runs[0].folder / "config.yaml").write_text(yaml.safe_dump(content))
+    text = comparison_page([Run(run.folder) for run in runs])
+    shown, _, hidden = text.partition("Options that not every run has")
+    assert "model.tasks.0.class_path" in shown
+    assert "max_depth" in hidden
+    assert "max_depth" not in shown
+
+
+def test_a_mean_and_its_deviation_end_at_the_same_digit():
+    assert with_deviation(0.73912, 0.0214) == "0.739 ± 0.021"
+    assert with_deviation(3.0, 0.0) == "3 ± 0"
 
 
 def test_runs_without_a_configuration_are_never_taken_for_seeds_of_one(tmp_path):

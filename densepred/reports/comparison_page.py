@@ -1,15 +1,18 @@
 """The page about several runs."""
 
+import math
 from collections.abc import Sequence
 
 from densepred.reports import page as html
-from densepred.reports.groups import Group, differences, groups_of
+from densepred.reports.directions import best_marked
+from densepred.reports.groups import ABSENT, Group, differences, groups_of
 from densepred.reports.layout import Plot, layout
 from densepred.reports.multitask import changes_of, delta_m, tasks_of
 from densepred.reports.run import Run
-from densepred.reports.run_page import spans_decades
+from densepred.reports.run_page import moment, spans_decades
 from densepred.reports.svg import COLOURS, Series, chart
 
+_WORDS = {"val": "validation", "test": "test"}
 _PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "albumentations", "numpy")
 
 
@@ -32,26 +35,56 @@ def comparison_page(runs: Sequence[Run]) -> str:
 
 
 def _results(groups: Sequence[Group]) -> str:
-    keys = dict.fromkeys(key for group in groups for run in group.runs for key in run.latest)
+    runs = [run for group in groups for run in group.runs]
+    header = ["", *(group.name for group in groups)]
     body = ""
     for stage, words in (("val", "Validation, last value of each training"), ("test", "Test")):
-        mine = sorted((k for k in keys if k.startswith(f"{stage}/") and k.count("/") <= 2), key=_by_task)
-        rows = [[key.removeprefix(f"{stage}/"), *(_mean_text(group, key) for group in groups)] for key in mine]
-        body += html.table(["", *(group.name for group in groups)], rows, words) if rows else ""
+        per_task: dict[str, dict[str, None]] = {}
+        for run in runs:
+            for task, metrics in run.metrics(stage).items():
+                per_task.setdefault(task, {}).update(dict.fromkeys(metrics))
+        keys = [f"{stage}/{task}/{metric}" for task, metrics in per_task.items() for metric in metrics]
+        if any(f"{stage}/loss" in run.latest for run in runs):
+            keys.append(f"{stage}/loss")
+        body += html.table(header, [_row(groups, key) for key in keys], words) if keys else ""
+        classes = dict.fromkeys(
+            key for run in runs for key in run.latest if key.startswith(f"{stage}/") and key.count("/") > 2
+        )
+        rows = [_row(groups, key) for key in classes]
+        body += html.folded(f"By class, {_WORDS[stage]}", html.table(header, rows)) if rows else ""
     several = any(len(group.runs) > 1 for group in groups)
-    told = "Mean ± standard deviation over seeds (of a sample: divided by n - 1)." if several else ""
-    return (body or html.warning("None of the runs has logged an evaluation.")) + (html.note(told) if told else "")
+    told = "Bold: the best mean of a row." if len(groups) > 1 else ""
+    if several:
+        told += " Mean ± standard deviation over seeds (of a sample: divided by n - 1)."
+    return body + html.note(told.strip()) if body else html.warning("None of the runs has logged an evaluation.")
 
 
-def _by_task(key: str) -> tuple[int, str]:
-    return key.count("/"), key.split("/")[1]
+def _row(groups: Sequence[Group], key: str) -> list[object]:
+    """A metric of all groups, the best in bold."""
+    parts = key.split("/")[1:]
+    metric = parts[1] if len(parts) > 1 else parts[0]
+    means = [group.mean(key) for group in groups]
+    return ["/".join(parts), *best_marked(metric, means, [_mean_text(group, key) for group in groups])]
 
 
 def _mean_text(group: Group, key: str) -> str | float | None:
     mean, deviation = group.mean(key), group.deviation(key)
     if mean is None or deviation is None:
         return mean
-    return f"{mean:.4g} ± {deviation:.2g}"
+    return with_deviation(mean, deviation)
+
+
+def with_deviation(mean: float, deviation: float) -> str:
+    """A mean to the digit that its deviation, of two figures, leaves it.
+
+    Example:
+        >>> with_deviation(0.739124, 0.00141), with_deviation(24.74, 1.04), with_deviation(1234.5, 160)
+        ('0.7391 ± 0.0014', '24.7 ± 1.0', '1234 ± 160')
+    """
+    if not (math.isfinite(mean) and math.isfinite(deviation)) or deviation == 0:
+        return f"{mean:.4g} ± {deviation:.2g}"
+    decimals = max(0, 1 - math.floor(math.log10(deviation)))
+    return f"{mean:.{decimals}f} ± {deviation:.{decimals}f}"
 
 
 def _multitask(groups: Sequence[Group]) -> str:
@@ -59,7 +92,9 @@ def _multitask(groups: Sequence[Group]) -> str:
     for group in groups:
         changes, notes = changes_of(group, groups)
         if changes:
-            rows = [[c.task, c.metric, c.together, c.alone, f"{100 * c.change:+.2f} %"] for c in changes]
+            rows: list[list[object]] = [
+                [c.task, c.metric, c.together, c.alone, f"{100 * c.change:+.2f} %"] for c in changes
+            ]
             rows.append(["delta-m", "mean over tasks", None, None, f"{100 * delta_m(changes):+.2f} %"])
             header = ["task", "metric", "together", "alone", "change (above 0 is better)"]
             body += html.table(header, rows, f"{group.name} against a network for each task")
@@ -78,13 +113,21 @@ def _differences(groups: Sequence[Group]) -> str:
         return html.note("The configurations differ by seeds alone.")
     if not rows:
         return html.note("No configuration could be read.")
-    return html.table(["option", *(group.name for group in groups)], rows)
+    header = ["option", *(group.name for group in groups)]
+    # another part brings options of its own, which say little beside its name
+    own = [row for row in rows if ABSENT in row and not row[0].endswith("class_path")]
+    common = [row for row in rows if row not in own]
+    if not common:
+        return html.table(header, own)
+    return html.table(header, common) + html.folded(
+        "Options that not every run has", html.table(header, own) if own else ""
+    )
 
 
 def _curves(groups: Sequence[Group]) -> str:
     body = ""
     for section, plots in layout(key for group in groups for run in group.runs for key in run.curves).items():
-        body += html.heading(section) + html.side_by_side(
+        body += html.heading(section) + html.charts(
             *(_plot(groups, key, plot) for plot in plots if not plot.title.endswith("by class") for key in plot.keys)
         )
     return body
@@ -112,23 +155,29 @@ def _panels(groups: Sequence[Group]) -> str:
 
 
 def _runs(groups: Sequence[Group]) -> str:
-    rows = []
-    for group in groups:
-        for run in group.runs:
-            start = run.starts[-1] if run.starts else {}
-            packages = start.get("packages") or {}
-            git = start.get("git") or {}
-            rows.append(
-                [
-                    run.name,
-                    group.name,
-                    str(run.config.get("seed_everything", "–")),
-                    str(int(max((curve.steps[-1] for curve in run.curves.values()), default=-1) + 1)),
-                    str(start.get("device", "–")),
-                    str(git.get("commit", "–"))[:10] + ("*" if git.get("changed") else ""),
-                    ", ".join(f"{name} {packages[name]}" for name in _PACKAGES if name in packages) or "–",
-                ]
-            )
-    return html.table(["run", "group", "seed", "steps", "device", "commit", "packages"], rows) + html.note(
-        "A star: files differed from the commit."
-    )
+    rows = [_facts(group, run) for group in groups for run in group.runs]
+    header = ["run", "group", "seed", "steps", "started", "device", "commit", "packages"]
+    told = "A star: files differed from the commit." if any(str(row[6]).endswith("*") for row in rows) else ""
+    # what all share is said once
+    for column in (7, 5):
+        if len({row[column] for row in rows}) == 1 and rows[0][column] != ABSENT:
+            told += f" All runs: {rows[0][column]}."
+            header.pop(column)
+            rows = [[*row[:column], *row[column + 1 :]] for row in rows]
+    return html.table(header, rows) + (html.note(told.strip()) if told else "")
+
+
+def _facts(group: Group, run: Run) -> list[object]:
+    start = run.starts[-1] if run.starts else {}
+    packages = start.get("packages") or {}
+    git = start.get("git") or {}
+    return [
+        run.name,
+        group.name,
+        str(run.config.get("seed_everything", ABSENT)),
+        int(max((curve.steps[-1] for curve in run.curves.values()), default=-1) + 1),
+        moment(start.get("time", ABSENT)),
+        str(start.get("device", ABSENT)),
+        str(git.get("commit", ABSENT))[:10] + ("*" if git.get("changed") else ""),
+        ", ".join(f"{name} {packages[name]}" for name in _PACKAGES if name in packages) or ABSENT,
+    ]

@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from densepred.reports.page import folded, table
+from densepred.reports.page import charts, folded, side_by_side, table
 from densepred.reports.svg import bars, figure
 
+CLASS_COLUMNS = ("class", "IoU", "recall", "precision", "share of pixels")
 _WIDEST_NAMES = 14
-_ANGLES_SHOWN = 60
+_ANGLE_ENDS = (60, 90, 120)
 
 
 def ious(found: Mapping[str, Any]) -> dict[str, float]:
@@ -31,8 +32,12 @@ def _iou(matrix: Sequence[Sequence[int]], index: int) -> float:
 
 
 def class_table(found: Mapping[str, Any]) -> str:
-    """A line for each class: IoU, recall, precision and its share of the true pixels; the worst IoU first."""
-    names = found["classes"]
+    """A line for each class as `class_rows` says, the worst first."""
+    return table(list(CLASS_COLUMNS), class_rows(found), f"{len(found['classes'])} classes, the worst first", 4)
+
+
+def class_rows(found: Mapping[str, Any]) -> list[list[Any]]:
+    """Each class's name, IoU, recall, precision and share of the true pixels; the worst first, None for no pixel."""
     rows: list[list[Any]] = []
     several = found["mode"] == "multilabel"
     for index, (name, iou) in enumerate(ious(found).items()):
@@ -42,9 +47,7 @@ def class_table(found: Mapping[str, Any]) -> str:
         total = sum(map(sum, matrix))
         rows.append([name, iou, _ratio(hit, true), _ratio(hit, predicted), _ratio(true, total)])
     rows.sort(key=lambda row: (math.isnan(row[1]), row[1]))
-    shown = [[cell if not isinstance(cell, float) or math.isfinite(cell) else None for cell in row] for row in rows]
-    caption = f"{len(names)} classes, the worst first"
-    return table(["class", "IoU", "recall", "precision", "share of pixels"], shown, caption)
+    return [[cell if not isinstance(cell, float) or math.isfinite(cell) else None for cell in row] for row in rows]
 
 
 def _ratio(part: float, whole: float) -> float:
@@ -54,11 +57,11 @@ def _ratio(part: float, whole: float) -> float:
 def confusion_chart(found: Mapping[str, Any]) -> str:
     """The confusion matrix as a grid of shares: of the pixels of a true class (row), what they were taken for."""
     if found["mode"] == "multilabel":
-        charts = [
+        grids = [
             _grid(matrix, ["no", "yes"], name)
             for name, matrix in zip(found["classes"], found["confusion"], strict=True)
         ]
-        return folded("Confusion matrix of each class", "".join(charts))
+        return folded("Confusion matrix of each class", side_by_side(*grids))
     return _grid(found["confusion"][0], found["classes"], "Confusion matrix")
 
 
@@ -103,13 +106,14 @@ def _cut(name: str) -> str:
 
 
 def angle_chart(found: Mapping[str, Any]) -> str:
-    """The histogram of angles between predicted and true normals, a bar a degree, those above 60 told in the title."""
+    """The histogram of angles between predicted and true normals, a bar a degree; the few above its end are counted."""
     counts = found["angles"]
     total = sum(counts) or 1
-    beyond = 100 * sum(counts[_ANGLES_SHOWN:]) / total
-    shown = [100 * count / total for count in counts[:_ANGLES_SHOWN]]
-    title = f"Angle errors ({beyond:.1f} % above {_ANGLES_SHOWN} degrees)"
-    return bars(shown, list(range(_ANGLES_SHOWN + 1)), title, "degrees", "per cent of pixels")
+    last = next((end for end in _ANGLE_ENDS if sum(counts[end:]) <= 0.05 * total), len(counts))
+    beyond = sum(counts[last:])
+    title = "Angle errors" + (f" ({100 * beyond / total:.1f} % above {last} degrees)" if beyond else "")
+    shown = [100 * count / total for count in counts[:last]]
+    return bars(shown, list(range(last + 1)), title, "degrees", "per cent of pixels")
 
 
 def distance_chart(found: Mapping[str, Any]) -> str:
@@ -118,12 +122,14 @@ def distance_chart(found: Mapping[str, Any]) -> str:
     edges = numbers["edges"]
     total = sum(value or 0 for value in numbers["pixels"]) or 1
     shares = [100 * (value or 0) / total for value in numbers["pixels"]]
-    return "".join(
-        bars(heights, edges, title, "true depth in metres", unit)
-        for heights, title, unit in (
-            (_numbers(numbers["relative"]), "Mean relative error by depth", "of the true depth"),
-            (_numbers(numbers["absolute"]), "Mean absolute error by depth", "metres"),
-            (shares, "Pixels by depth", "per cent"),
+    return charts(
+        *(
+            bars(heights, edges, title, "true depth in metres", unit)
+            for heights, title, unit in (
+                (_numbers(numbers["relative"]), "Mean relative error by depth", "of the true depth"),
+                (_numbers(numbers["absolute"]), "Mean absolute error by depth", "metres"),
+                (shares, "Pixels by depth", "per cent"),
+            )
         )
     )
 

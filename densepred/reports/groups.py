@@ -9,7 +9,10 @@ from typing import Any
 from densepred.reports.run import Curve, Run
 
 _OF_NO_EFFECT = ("trainer.default_root_dir", "trainer.logger", "trainer.enable_", "ckpt_path", "config", "verbose")
-_ABSENT = object()
+_MISSING = object()
+
+ABSENT = "–"
+"""What stands in a table for an option that a run does not have."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ def differences(groups: Sequence[Group]) -> list[list[str]]:
     keys = list(dict.fromkeys(key for of_group in flats for key in of_group))
     rows = []
     for key in keys:
-        values = [of_group.get(key, _ABSENT) for of_group in flats]
+        values = [of_group.get(key, _MISSING) for of_group in flats]
         if any(value != values[0] for value in values):
-            rows.append([key, *("–" if value is _ABSENT else str(value) for value in values)])
+            rows.append([key, *(ABSENT if value is _MISSING else str(value) for value in values)])
     return rows

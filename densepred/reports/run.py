@@ -83,6 +83,24 @@ class Run:
             found |= {k: v for k, text in row.items() if k not in ("step", "epoch") and (v := number(text)) is not None}
         return found
 
+    def metrics(self, stage: str) -> dict[str, list[str]]:
+        """The metrics of each task, as their last parts: tasks and metrics as the network has them, the loss last."""
+        logged: dict[str, list[str]] = {}
+        for key in self.latest:
+            parts = key.split("/")
+            if parts[0] == stage and len(parts) == 3:  # val/depth/rmse; with four it is one class's
+                logged.setdefault(parts[1], []).append(parts[2])
+        known = {name: list(found.get("metrics", {})) for name, found in self._tasks(stage).items()}
+        ordered = {name: logged[name] for name in dict.fromkeys([*known, *logged]) if name in logged}
+        return {
+            name: sorted(mine, key=lambda metric, name=name: (metric == "loss", _index(known.get(name, []), metric)))  # type: ignore[misc]
+            for name, mine in ordered.items()
+        }
+
+    def _tasks(self, stage: str) -> dict[str, Any]:
+        tasks = self.diagnostics.get(stage, {}).get("tasks", {})
+        return tasks if isinstance(tasks, dict) else {}
+
     @cached_property
     def starts(self) -> list[dict[str, Any]]:
         """What it ran on, an entry for each time it was started."""
@@ -131,6 +149,10 @@ def find_run(path: Path) -> Run:
             "(runs/<experiment>/version_0), or an experiment's folder with version_* in it."
         )
     return Run(max(versions, key=lambda found: int(found.name.removeprefix("version_"))))
+
+
+def _index(names: list[str], name: str) -> int:
+    return names.index(name) if name in names else len(names)
 
 
 def number(text: str) -> float | None:

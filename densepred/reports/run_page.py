@@ -9,6 +9,7 @@ import yaml
 
 from densepred.reports import page as html
 from densepred.reports.diagnostics import angle_chart, class_table, confusion_chart, distance_chart
+from densepred.reports.directions import best_marked
 from densepred.reports.groups import final
 from densepred.reports.layout import Plot, layout
 from densepred.reports.run import Run
@@ -46,9 +47,14 @@ def _subtitle(run: Run) -> str:
     model = (run.config.get("model") or {}).get("init_args") or {}
     parts = [_class(model.get(part)) for part in ("encoder", "decoder")]
     data = _class(run.config.get("data"))
-    started = run.starts[0].get("time", "") if run.starts else ""
+    started = moment(run.starts[0].get("time", "")) if run.starts else ""
     shown = [" + ".join(filter(None, parts)), data, f"started {started}" if started else "", str(run.folder.resolve())]
     return " · ".join(filter(None, shown))
+
+
+def moment(time: str) -> str:
+    """An ISO time as people read it."""
+    return str(time).replace("T", " ").replace("+00:00", " UTC")
 
 
 def _class(part: Any) -> str:
@@ -63,6 +69,7 @@ def _results(run: Run) -> str:
     tables = [result_tables(run, stage) for stage in ("val", "test")]
     kept = ", ".join(path.name for path in run.checkpoints())
     told = html.note(f"Checkpoints: {kept}.") if kept else html.note("No checkpoint was kept.")
+    told += html.note("Bold: the better of the two.") if 'best"' in "".join(tables) else ""
     missing = (
         [] if any(tables) else [html.warning("No evaluation is in metrics.csv: the run ended, or is, before one.")]
     )
@@ -75,12 +82,12 @@ def result_tables(run: Run, stage: str) -> str:
     """The last metrics of a stage beside the constant predictor's, a table a task; per-class ones are left out."""
     constant = run.results(stage).get("constant", {})
     by_task: dict[str, list[list[Any]]] = {}
-    for key in run.latest:
-        parts = key.split("/")
-        if parts[0] == stage and len(parts) == 3:
+    for task, metrics in run.metrics(stage).items():
+        for metric in metrics:
+            key = f"{stage}/{task}/{metric}"
             # what the run was at its end; an evaluation by itself may have come later
-            row = [parts[2], _number(final(run, key)), _number(constant.get(key))]
-            by_task.setdefault(parts[1], []).append(row)
+            both = [_number(final(run, key)), _number(constant.get(key))]
+            by_task.setdefault(task, []).append([metric, *best_marked(metric, both, both)])
     header = ["", "network", "constant predictor"] if constant else ["", "network"]
     return html.side_by_side(
         *(
@@ -99,11 +106,11 @@ def _task(run: Run, stage: str, task: str) -> str:
     parts: list[str] = []
     if found.get("confusion"):
         parts += [class_table(found), confusion_chart(found)]
-    if found.get("by_distance"):
-        parts.append(distance_chart(found))
-    if found.get("angles"):
-        parts.append(angle_chart(found))
     body = html.note(_evaluated(run.diagnostics[stage])) + html.side_by_side(*parts)
+    if found.get("by_distance"):
+        body += distance_chart(found)
+    if found.get("angles"):
+        body += html.charts(angle_chart(found))
     worst = [[entry["name"], entry["score"]] for entry in found.get("worst", [])]
     if worst:
         error = found.get("error", "error")
@@ -122,9 +129,16 @@ def _evaluated(found: dict[str, Any]) -> str:
 def curves(run: Run) -> dict[str, str]:
     """Every number that was logged during training, over its steps, by section of the layout."""
     return {
-        section: html.side_by_side(*(_plot(run, plot) for plot in plots))
-        for section, plots in layout(run.curves).items()
+        section: html.charts(*(_plot(run, plot) for plot in plots))
+        for section, plots in layout(_tasks_first_to_last(run)).items()
     }
+
+
+def _tasks_first_to_last(run: Run) -> list[str]:
+    """The keys of the curves, tasks in the network's order; a CSV file has them by the alphabet."""
+    tasks = list(run.metrics("val"))
+    places = {key: tasks.index(part) for key in run.curves for part in key.split("/")[1:2] if part in tasks}
+    return sorted(run.curves, key=lambda key: places.get(key, -1))
 
 
 def _nothing_logged(run: Run) -> str:
@@ -132,7 +146,15 @@ def _nothing_logged(run: Run) -> str:
 
 
 def _plot(run: Run, plot: Plot) -> str:
-    series = [Series(_short(key, plot), run.curves[key].steps, run.curves[key].values) for key in plot.keys]
+    alike: dict[tuple[Any, ...], list[str]] = {}
+    for key in plot.keys:
+        # rates of several groups are often one line, which would hide all but the last
+        curve = run.curves[key]
+        alike.setdefault((tuple(curve.steps), tuple(map(str, curve.values))), []).append(key)
+    series = [
+        Series(", ".join(_short(key, plot) for key in keys), run.curves[keys[0]].steps, run.curves[keys[0]].values)
+        for keys in alike.values()
+    ]
     return chart(series, plot.title, "step", log_y=spans_decades(series) if "loss" in plot.title else False)
 
 
@@ -183,13 +205,13 @@ def environment(run: Run) -> str:
     """What the run ran on, the latest start first."""
     if not run.starts:
         return html.note("environment.json is missing.")
-    tables = [html.table(["", ""], list(_facts(start))) for start in reversed(run.starts)]
+    tables = [html.table([], list(_facts(start))) for start in reversed(run.starts)]
     return tables[0] + html.folded("Earlier starts", "".join(tables[1:]))
 
 
 def _facts(start: dict[str, Any]) -> Iterator[list[str]]:
     yield ["command", " ".join(map(str, start.get("command", [])))]
-    yield ["started", str(start.get("time", ""))]
+    yield ["started", moment(start.get("time", ""))]
     if start.get("continues"):
         yield ["continues", str(start["continues"])]
     git = start.get("git")
@@ -197,8 +219,8 @@ def _facts(start: dict[str, Any]) -> Iterator[list[str]]:
         yield ["commit", str(git.get("commit")) + (" with changed files" if git.get("changed") else "")]
     for key in ("densepred", "python"):
         yield [key, str(start.get(key, ""))]
-    for package, version in (start.get("packages") or {}).items():
-        yield [package, str(version)]
+    if packages := start.get("packages"):
+        yield ["packages", ", ".join(f"{package} {version}" for package, version in packages.items())]
     for key in ("platform", "device", "processes", "threads", "cpus", "precision"):
         yield [key, str(start.get(key, ""))]
 

@@ -12,7 +12,7 @@ COLOURS = ("#3b7dd8", "#e0702b", "#2e9e6b", "#b4499b", "#c9a21b", "#c8413f", "#1
 
 _WIDTH, _HEIGHT = 420, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 54, 12, 10, 40
-_POINTS = 400
+_POINTS, _TOLD, _DOTTED = 400, 120, 24
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,10 @@ def _frame(x_axis: Axis, y_axis: Axis, x_label: str) -> Iterator[str]:
     for value in x_axis.ticks():
         x = x_axis.place(value)
         yield f'<path d="M{x:.1f} {bottom}v4" stroke="currentColor" stroke-opacity=".5"/>'
-        yield f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle" fill-opacity=".75">{short(value)}</text>'
+        text = short(value)
+        # a wide number at the end would run out of the picture
+        held = min(x, _WIDTH - 2 - 3.2 * len(text))
+        yield f'<text x="{held:.1f}" y="{bottom + 16}" text-anchor="middle" fill-opacity=".75">{text}</text>'
     yield f'<path d="M{left} {bottom}H{right}" stroke="currentColor" stroke-opacity=".5"/>'
     yield (
         f'<text x="{(left + right) / 2}" y="{_HEIGHT - 6}" text-anchor="middle" fill-opacity=".75">'
@@ -154,16 +157,17 @@ def _drawn(one: Series, colour: str, x_axis: Axis, y_axis: Axis) -> Iterator[str
             yield f'<path d="M{"L".join(there + back)}Z" fill="{colour}" fill-opacity=".18"/>'
     runs = list(_runs(list(zip(one.x, one.y, strict=True)), x_axis, y_axis))
     dash = ' stroke-dasharray="5 4"' if one.dashed else ""
-    few = sum(map(len, runs)) <= 60
+    count = sum(map(len, runs))
     for run in runs:
         places = [(x_axis.place(x), y_axis.place(y)) for x, y in run]
         if not one.dots:
             path = "L".join(f"{x:.1f} {y:.1f}" for x, y in thinned(places, _POINTS))
             yield f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="1.6"{dash}/>'
-        for (x, y), (value_x, value_y) in zip(places, run, strict=True) if one.dots or few else ():
+        for (x, y), (value_x, value_y) in zip(places, run, strict=True) if one.dots or count <= _TOLD else ():
             words = escape(f"{one.name}: {short(value_y)} at {short(value_x)}")
-            radius = 3 if one.dots else 1.8
-            yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" fill="{colour}"><title>{words}</title></circle>'
+            # of many points only what the pointer finds
+            looks = 'r="3"' if one.dots else 'r="1.8"' if count <= _DOTTED else 'r="4" fill-opacity="0"'
+            yield f'<circle cx="{x:.1f}" cy="{y:.1f}" {looks} fill="{colour}"><title>{words}</title></circle>'
 
 
 def _runs(rows: list[tuple[float, ...]], x_axis: Axis, y_axis: Axis) -> Iterator[list[tuple[float, ...]]]:

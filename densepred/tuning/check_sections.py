@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from densepred.reports.page import folded, heading, paragraph, side_by_side, table, warning
+from densepred.reports.page import charts, folded, heading, paragraph, table, warning
 from densepred.reports.svg import Mark, Series, chart
 from densepred.tuning.curves import smoothed
 
@@ -35,7 +35,7 @@ def start_section(checks: Mapping[str, Any]) -> str:
         losses
         + heading("Activations")
         + _verdict(checks["verdict"], verdict)
-        + side_by_side(
+        + charts(
             chart(spread, "Standard deviation by layer", "layer, in the order in which they run", log_y=True),
             chart(dead, "Silent rectifiers", "layer, in the order in which they run", "share"),
         )

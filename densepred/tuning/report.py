@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from densepred.reports.page import code, folded, heading, note, page, paragraph, side_by_side, table, warning
+from densepred.reports.page import charts, code, folded, heading, note, page, paragraph, table, warning
 from densepred.reports.svg import Series, chart
 from densepred.tuning.bench import value_of
 from densepred.tuning.budget import Budget, budget_of, comparison, winner_config, write_winner
@@ -119,9 +119,9 @@ def _trials(search: Search) -> str:
     return (
         whole
         + heading("Learning rate and the other options")
-        + side_by_side(*_scatters(search, names))
+        + charts(*_scatters(search, names))
         + heading("Training losses, by shape")
-        + side_by_side(*shapes)
+        + charts(*shapes)
     )
 
 
