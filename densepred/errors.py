@@ -13,5 +13,9 @@ class DataError(UserError, ValueError):
     """A file or folder of a data set that is missing, unreadable or not what it should be."""
 
 
+class LabelError(DataError):
+    """A label file that can be read, but holds what is no class."""
+
+
 class WeightsError(UserError, RuntimeError):
     """Pretrained weights that are not where they should be or do not fit."""

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from densepred.data.collate import Collate as Collate
     from densepred.data.datamodule import DenseDataModule as DenseDataModule
     from densepred.data.dataset import DenseDataset as DenseDataset
+    from densepred.data.folder import FolderDataModule as FolderDataModule
+    from densepred.data.folder_dataset import FolderDataset as FolderDataset
     from densepred.data.isbi import ISBI2012 as ISBI2012
     from densepred.data.isbi import ISBIDataModule as ISBIDataModule
     from densepred.data.normals_source import NormalsFromDepth as NormalsFromDepth
@@ -40,6 +42,8 @@ __getattr__, __all__ = lazy_exports(
         "DenseDataset": "dataset",
         "EpochSampler": "sampler",
         "EvaluationSampler": "sampler",
+        "FolderDataModule": "folder",
+        "FolderDataset": "folder_dataset",
         "ISBI2012": "isbi",
         "ISBIDataModule": "isbi",
         "NYUDepthV2": "nyu",

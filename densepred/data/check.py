@@ -2,16 +2,12 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Literal, NamedTuple
 
-import numpy as np
 from tqdm import tqdm
 
 from densepred.data.dataset import DenseDataset
-from densepred.data.images import read_bytes, read_label, read_size, refuse_damage, refuse_values
-from densepred.errors import DataError
-from densepred.sample import VOID, Kind
+from densepred.errors import DataError, LabelError
 
 SHOWN = 5
 """So many faults are spelled out; the rest is counted."""
@@ -64,26 +60,16 @@ def file_faults(dataset: DenseDataset, index: int, full: bool = True) -> Iterato
     for key in sorted(files, key=lambda key: key != "image"):
         path = files[key]
         try:
-            own = read_size(path)
+            own = dataset.file_size(key, path)
             size = own if key == "image" else size
             if size is not None and own != size:
                 yield Fault(
                     "size",
                     f"{path}: its size is {own} (height, width), but that of its image {files['image']} is {size}.",
                 )
-            elif full and dataset.kinds[key] is not Kind.LABEL:
-                refuse_damage(read_bytes(path), path)
             elif full:
-                labels = read_label(path)
-                if fault := _illegal(labels, dataset.classes_on_disk.get(key, VOID), path):
-                    yield fault
+                dataset.check_file(key, path)
+        except LabelError as error:
+            yield Fault("labels", str(error))
         except DataError as error:
             yield Fault("unreadable", str(error))
-
-
-def _illegal(labels: np.ndarray, classes: int, path: Path) -> Fault | None:
-    try:
-        refuse_values(labels, classes, path)
-    except DataError as error:
-        return Fault("labels", str(error))
-    return None

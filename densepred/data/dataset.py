@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from densepred.data.images import read_bytes, read_label, read_size, refuse_damage, refuse_values
 from densepred.errors import ConfigurationError
-from densepred.sample import SAMPLE_KINDS, Kind, without_targets
+from densepred.sample import SAMPLE_KINDS, VOID, Kind, without_targets
 
 Raw = dict[str, Any]
 """A sample as arrays: planes (H, W) or (H, W, C), intrinsics (3, 3), and its name."""
@@ -74,6 +75,21 @@ class DenseDataset(Dataset[dict[str, Tensor | str]], ABC):
     def files(self, index: int) -> dict[str, Path]:
         """The files a sample is read from, by key; none for a set that is made on the fly."""
         return {}
+
+    def file_size(self, key: str, path: Path) -> tuple[int, int]:
+        """(height, width) of a file of a sample, from its header alone."""
+        return read_size(path)
+
+    def check_file(self, key: str, path: Path) -> None:
+        """Reads a file of a sample to its end and refuses a broken one; of labels also values that are no classes.
+
+        Raises:
+            DataError: If it is damaged; a LabelError of labels that hold what is no class.
+        """
+        if self.kinds[key] is Kind.LABEL:
+            refuse_values(read_label(path), self.classes_on_disk.get(key, VOID), path)
+        else:
+            refuse_damage(read_bytes(path), path)
 
     def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Tensor | str]:
         epoch, number = index if isinstance(index, tuple) else (0, index)

@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 
 from densepred.data.jpeg import jpeg_fault
 from densepred.data.png import png_fault
-from densepred.errors import DataError
+from densepred.errors import DataError, LabelError
 from densepred.sample import VOID
 
 
@@ -132,12 +132,12 @@ def refuse_damage(content: bytes, path: Path) -> None:
 
 
 def refuse_values(labels: np.ndarray, classes: int, path: Path) -> None:
-    """Raises a DataError where labels hold something else than 0 to `classes` - 1 or missing (255, or below 0)."""
+    """Raises a LabelError where labels hold something else than 0 to `classes` - 1 or missing (255, or below 0)."""
     illegal = (labels >= classes) & (labels != VOID)
     if illegal.any():
         values, counts = np.unique(labels[illegal], return_counts=True)
         row, column = np.argwhere(illegal)[0].tolist()
-        raise DataError(
+        raise LabelError(
             f"{path}: label value {', '.join(map(str, values[:5]))} in {int(counts.sum())} pixels, first at row {row}, "
             f"column {column}. Expected 0 to {classes - 1} for the {classes} classes, or {VOID} where unlabelled."
         )

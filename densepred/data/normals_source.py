@@ -103,17 +103,39 @@ class NormalsFromFiles(NormalsSource):
 
     def read(self, name: str, depth: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
         """The normals of a frame."""
-        path = self.file(name)
-        stored = read_npy(path) if path.suffix == ".npy" else read_image(path).astype(np.float32) * (2 / 255) - 1
-        if stored.shape != (*depth.shape, 3):
-            raise DataError(f"{path}: expected normals of shape {(*depth.shape, 3)}, got {stored.shape}.")
-        normals = _unit(np.asarray(stored, np.float32) * self.signs)
-        if (normals[..., 2] > 0).sum() > (normals[..., 2] < 0).sum():
-            raise DataError(
-                f"{path}: most normals point away from the camera (z > 0). Expected x right, y down, z forward, facing "
-                "the camera: turn axes round by `signs`, such as (1, -1, -1) for y up and z towards the viewer."
-            )
-        return normals
+        advice = "turn axes round by `signs`, such as (1, -1, -1) for y up and z towards the viewer"
+        return read_normals(self.file(name), (depth.shape[0], depth.shape[1]), np.diag(self.signs), advice)
+
+
+def read_normals(path: Path, size: tuple[int, int], axes: np.ndarray, advice: str) -> np.ndarray:
+    """Unit normals from a .npy of vectors, or a picture of n = 2 v / 255 - 1; zero where missing.
+
+    Args:
+        path: The file.
+        size: (height, width) of the image.
+        axes: What takes a vector of the file to x right, y down, z forward: (3, 3).
+        advice: What to do where most vectors face away from the camera.
+
+    Shape:
+        returns: (H, W, 3) float32.
+
+    Raises:
+        DataError: If the file is broken, of another size, or most of its vectors face away from the camera.
+    """
+    stored = read_npy(path) if path.suffix == ".npy" else read_image(path).astype(np.float32) * (2 / 255) - 1
+    if stored.shape != (*size, 3):
+        raise DataError(f"{path}: expected normals of shape {(*size, 3)}, got {stored.shape}.")
+    vectors = np.asarray(stored, np.float32)
+    signs = np.diag(axes).astype(np.float32)
+    # by signs alone three times faster, the usual case
+    turned = vectors * signs if np.array_equal(np.diag(signs), axes) else vectors @ axes.T.astype(np.float32)
+    normals = _unit(turned)
+    if (normals[..., 2] > 0).sum() > (normals[..., 2] < 0).sum():
+        raise DataError(
+            f"{path}: most normals point away from the camera (z > 0). Expected x right, y down, z forward, facing the "
+            f"camera: {advice}."
+        )
+    return normals
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
