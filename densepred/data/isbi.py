@@ -6,14 +6,19 @@ from typing import Literal
 import albumentations as A
 import numpy as np
 
+from densepred.data.cell_borders import border_weights as weights_of_borders
 from densepred.data.datamodule import DenseDataModule, Split
 from densepred.data.dataset import DenseDataset, Raw, Transforms
 from densepred.data.images import read_image, read_label, refuse_values
 from densepred.errors import ConfigurationError, DataError
+from densepred.sample import SAMPLE_KINDS, Kind
 
 ISBI_CLASSES = ["membrane", "cell"]
 CELL = 255
 """What the label files hold in cells; 0 at membranes."""
+WEIGHT = "segmentation_weight"
+"""The key of the weights, where the task `segmentation` looks for them."""
+KINDS = SAMPLE_KINDS | {WEIGHT: Kind.WEIGHT}
 
 LAYOUT = """Expected layout of ISBI 2012 (root may be it, or the folder that holds isbi2012):
   image/N.png                              grey, N the number of the slice, from the top of the stack
@@ -35,9 +40,12 @@ class ISBI2012(DenseDataset):
         fold: Which block validates, counted from the end of the stack: 0 to slices / val_slices, rounded down, less 1.
         transforms: Sample and seed to sample.
         seed: Of the transforms' random numbers.
+        border_weights: Whether samples hold the U-Net's weight of each pixel (`densepred.data.cell_borders`), computed
+            from a slice's own labels, once, and moved with them by the transforms.
 
     Shape:
-        returns: image (1, H, W) uint8, segmentation (H, W) uint8, 0 membrane and 1 cell, name.
+        returns: image (1, H, W) uint8, segmentation (H, W) uint8, 0 membrane and 1 cell, name; with border_weights
+            segmentation_weight (1, H, W) float32.
 
     No pixel is missing.
 
@@ -51,6 +59,7 @@ class ISBI2012(DenseDataset):
     """
 
     advice = LAYOUT
+    kinds = KINDS
 
     def __init__(
         self,
@@ -60,8 +69,11 @@ class ISBI2012(DenseDataset):
         fold: int = 0,
         transforms: Transforms | None = None,
         seed: int = 0,
+        border_weights: bool = False,
     ) -> None:
         super().__init__(transforms, seed)
+        self.border_weights = border_weights
+        self._weights: dict[int, np.ndarray] = {}
         # 0 is legal, and 255
         self.classes_on_disk = {"segmentation": 1}
         self.root = _isbi_folder(Path(root))
@@ -76,12 +88,18 @@ class ISBI2012(DenseDataset):
         return {"image": self.root / "image" / name, "segmentation": self.root / "label" / name}
 
     def read(self, index: int) -> Raw:
-        """Image, labels and name."""
+        """Image, labels, name and, where wanted, weights."""
         files = self.files(index)
         labels = read_label(files["segmentation"])
         refuse_values(labels, self.classes_on_disk["segmentation"], files["segmentation"])
         image = np.ascontiguousarray(read_image(files["image"])[..., :1])
-        return {"image": image, "segmentation": (labels == CELL).astype(np.uint8), "name": self.names[index]}
+        sample = {"image": image, "segmentation": (labels == CELL).astype(np.uint8), "name": self.names[index]}
+        if self.border_weights:
+            if index not in self._weights:
+                self._weights[index] = weights_of_borders(sample["segmentation"])
+                self._weights[index].setflags(write=False)  # a tensor of it becomes a copy
+            sample[WEIGHT] = self._weights[index]
+        return sample
 
 
 def _isbi_folder(root: Path) -> Path:
@@ -130,6 +148,8 @@ class ISBIDataModule(DenseDataModule):
         fold: Which block validates, counted from the end of the stack.
         train_on_all: Train on the whole stack, validation block included, as for the challenge: scores then mean
             nothing.
+        border_weights: Samples hold the U-Net's weight of each pixel, which narrow borders between cells have most of;
+            the task `segmentation` multiplies its loss by it.
         batch_size: Of training.
         eval_batch_size: Of validation and test.
         num_workers: Processes that load; None takes this machine's share.
@@ -143,12 +163,15 @@ class ISBIDataModule(DenseDataModule):
         ConfigurationError: If the stack has no such block.
     """
 
+    kinds = KINDS
+
     def __init__(
         self,
         root: str = "data/isbi2012",
         val_slices: int = 6,
         fold: int = 0,
         train_on_all: bool = False,
+        border_weights: bool = False,
         batch_size: int = 1,
         eval_batch_size: int | None = None,
         num_workers: int | None = None,
@@ -162,9 +185,10 @@ class ISBIDataModule(DenseDataModule):
         self.val_slices = val_slices
         self.fold = fold
         self.train_on_all = train_on_all
+        self.border_weights = border_weights
         self.classes = {"segmentation": ISBI_CLASSES}
 
     def dataset(self, split: Split, transforms: Transforms | None) -> ISBI2012:
         """The slices of a split."""
         part = "val" if split != "train" else "all" if self.train_on_all else "train"
-        return ISBI2012(self.root, part, self.val_slices, self.fold, transforms, self.seed)
+        return ISBI2012(self.root, part, self.val_slices, self.fold, transforms, self.seed, self.border_weights)

@@ -27,6 +27,8 @@ class Loss(Recorded, nn.Module, ABC):
     of each); none means either."""
     weighted_classes: list[str] | None = None
     """Names of the classes that its class weights were made for, where they are known; a task compares them."""
+    takes_pixel_weights: bool = False
+    """Whether `forward` also takes a weight for each pixel (B, H, W)."""
 
     @abstractmethod
     def forward(self, output: Tensor, target: Tensor) -> Tensor:

@@ -10,11 +10,15 @@ from densepred.blocks import full_precision
 from densepred.errors import ConfigurationError
 from densepred.losses.bands import Bands
 from densepred.losses.masked import without_autocast
-from densepred.losses.segmentation import cross_entropy, known_labels
+from densepred.losses.segmentation import cross_entropy, known_labels, known_weights
 
 
 def upsampled_cross_entropy(
-    planes: Tensor, target: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0
+    planes: Tensor,
+    target: Tensor,
+    class_weights: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    pixel_weights: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy of planes upsampled (bilinear) to the labels' size: the same number and gradient, much cheaper.
 
@@ -32,10 +36,11 @@ def upsampled_cross_entropy(
         target: Labels, of any integer dtype.
         class_weights: One factor a class.
         label_smoothing: Share of the truth that is spread over all classes.
+        pixel_weights: One factor a pixel; none means equal weights.
 
     Shape:
         planes: (B, C, h, w).
-        target: (B, H, W).
+        target, pixel_weights: (B, H, W).
         returns: a scalar.
 
     Raises:
@@ -52,23 +57,34 @@ def upsampled_cross_entropy(
             f"({planes.shape[0]}, H, W); got {tuple(target.shape)}."
         )
     if planes.shape[2:] == target.shape[1:]:
-        return cross_entropy(planes, target, class_weights, label_smoothing)  # there is nothing to save
+        # there is nothing to save
+        return cross_entropy(planes, target, class_weights, label_smoothing, pixel_weights)
     known, alarm = known_labels(target, planes.shape[1])
     planes = full_precision(planes)
     weights = None if class_weights is None else class_weights.to(planes)
+    # 1 where a label is known, or its pixel's weight
+    share = known if pixel_weights is None else known_weights("upsampled_cross_entropy", pixel_weights, known, planes)
     with without_autocast(planes):
-        loss: Tensor = _UpsampledCrossEntropy.apply(planes, target, known, weights, label_smoothing)
+        loss: Tensor = _UpsampledCrossEntropy.apply(planes, target, known, share, weights, label_smoothing)
     return loss + alarm
 
 
 class _UpsampledCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, planes: Tensor, target: Tensor, known: Tensor, class_weights: Tensor | None, smoothing: float
+        ctx: Any,
+        planes: Tensor,
+        target: Tensor,
+        known: Tensor,
+        share: Tensor,
+        class_weights: Tensor | None,
+        smoothing: float,
     ) -> Tensor:
         bands = Bands(planes.detach(), (target.shape[1], target.shape[2]))
         gradient = torch.empty_like(planes) if ctx.needs_input_grad[0] else None
-        sums = [_group(bands, images, target, known, class_weights, smoothing, gradient) for images in bands.groups]
+        sums = [
+            _group(bands, images, target, known, share, class_weights, smoothing, gradient) for images in bands.groups
+        ]
         loss, total = torch.stack(sums).sum(0).unbind()
         # not clamp: class weights may be small
         total = torch.where(total > 0, total, 1)
@@ -78,9 +94,9 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_output, None, None, None, None
+        return gradient * grad_output, None, None, None, None, None
 
 
 def _group(
@@ -88,6 +104,7 @@ def _group(
     images: slice,
     target: Tensor,
     known: Tensor,
+    share: Tensor,
     class_weights: Tensor | None,
     smoothing: float,
     gradient: Tensor | None,
@@ -97,10 +114,13 @@ def _group(
     wide_gradient = None if gradient is None else torch.zeros_like(wide)
     sums = []
     for block, band in bands.over(wide):
-        index, weight = (labels[images, block.pixels].transpose(0, 1).unsqueeze(2) for labels in (target, known))
-        index = torch.where(weight, index, 0).long()
-        spread = _spread(weight.to(band.dtype), class_weights, smoothing, band) if smoothing else None
-        weight = weight.to(band.dtype) * (1.0 if class_weights is None else class_weights[index])
+        index, valid, weight = (
+            labels[images, block.pixels].transpose(0, 1).unsqueeze(2) for labels in (target, known, share)
+        )
+        index = torch.where(valid, index, 0).long()
+        weight = weight.to(band.dtype)
+        spread = _spread(weight, class_weights, smoothing, band) if smoothing else None
+        weight = weight * (1.0 if class_weights is None else class_weights[index])
         loss = _softmax_minus_truth_(band, index, weight * (1 - smoothing), spread)
         sums.append(torch.stack([loss, weight.sum()]))
         if wide_gradient is not None:
@@ -110,12 +130,12 @@ def _group(
     return torch.stack(sums).sum(0)
 
 
-def _spread(known: Tensor, class_weights: Tensor | None, smoothing: float, band: Tensor) -> Tensor:
-    """The smoothed part of the truth: how much of every class a known pixel is (r, G, C, W)."""
+def _spread(weight: Tensor, class_weights: Tensor | None, smoothing: float, band: Tensor) -> Tensor:
+    """The smoothed part of the truth: how much of every class a pixel of this weight is (r, G, C, W)."""
     share = smoothing / band.shape[2]
     if class_weights is None:
-        return (known * share).expand_as(band)
-    return known * share * class_weights.view(-1, 1)
+        return (weight * share).expand_as(band)
+    return weight * share * class_weights.view(-1, 1)
 
 
 def _softmax_minus_truth_(logits: Tensor, index: Tensor, weight: Tensor, spread: Tensor | None) -> Tensor:

@@ -46,7 +46,11 @@ def known_labels(labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
 
 
 def cross_entropy(
-    output: Tensor, target: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0
+    output: Tensor,
+    target: Tensor,
+    class_weights: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    pixel_weights: Tensor | None = None,
 ) -> Tensor:
     """Mean of -ln softmax(output)[target] over the known labels; see `CrossEntropyLoss`.
 
@@ -58,16 +62,34 @@ def cross_entropy(
     known, alarm = known_labels(target, output.shape[1])
     index = torch.where(known, target.long(), -1)
     output = full_precision(output)
+    weight: Tensor = known
     if class_weights is not None:
         class_weights = class_weights.to(output)
-        total_weight = torch.where(known, class_weights[index.clamp(min=0)], 0).sum()
-    else:
-        total_weight = known.sum()
+        weight = torch.where(known, class_weights[index.clamp(min=0)], 0)
+    reduction = "sum" if pixel_weights is None else "none"
     loss = F.cross_entropy(
-        output, index, class_weights, ignore_index=-1, reduction="sum", label_smoothing=label_smoothing
+        output, index, class_weights, ignore_index=-1, reduction=reduction, label_smoothing=label_smoothing
     )
+    if pixel_weights is not None:
+        pixel_weights = known_weights("CrossEntropyLoss", pixel_weights, known, output)
+        loss, weight = (loss * pixel_weights).sum(), weight * pixel_weights
+    total_weight = weight.sum()
     # not clamp: class weights may be small
     return loss / torch.where(total_weight > 0, total_weight, 1) + alarm
+
+
+def known_weights(loss: str, weights: Tensor, known: Tensor, like: Tensor) -> Tensor:
+    """Weights of the pixels whose label is known, 0 elsewhere, as floating point as `like`.
+
+    Raises:
+        ConfigurationError: If the weights are not one for each label.
+    """
+    if weights.shape != known.shape:
+        raise ConfigurationError(
+            f"{loss}: expected one weight for each label; the labels have size {tuple(known.shape)}, the weights "
+            f"{tuple(weights.shape)}."
+        )
+    return torch.where(known, weights.to(like), 0)
 
 
 def require_label_size(loss: str, output: Tensor, target: Tensor) -> None:
@@ -84,7 +106,8 @@ class CrossEntropyLoss(Loss):
 
     With class weights w it is the weighted mean, sum w[t] * -ln p(t) / sum w[t], as in torch. With label smoothing e
     the truth is 1 - e the true class and e the mean over all C classes, also as in torch: a pixel's loss is
-    (1 - e) w[t] * -ln p(t) + e / C * sum over classes c of w[c] * -ln p(c).
+    (1 - e) w[t] * -ln p(t) + e / C * sum over classes c of w[c] * -ln p(c). With pixel weights v, such as the U-Net's
+    of borders between cells, every pixel's loss is multiplied by its v, and its part in the sum of weights too.
 
     Missing labels (255 in uint8, negative in wider integers) give exactly zero gradient; without any valid pixel the
     loss is 0, where torch's is NaN. Computed in float32 under autocast.
@@ -96,6 +119,7 @@ class CrossEntropyLoss(Loss):
     Shape:
         output: (B, C, H, W), logits.
         target: (B, H, W), class indices of any integer dtype.
+        pixel_weights: (B, H, W), at least 0; optional.
 
     Raises:
         ConfigurationError: If a weight is negative or not finite, or the smoothing is no share.
@@ -113,6 +137,7 @@ class CrossEntropyLoss(Loss):
 
     kind = Kind.LABEL
     exclusive = True
+    takes_pixel_weights = True
     class_weights: Tensor | None
 
     def __init__(self, class_weights: ClassWeights | None = None, label_smoothing: float = 0.0) -> None:
@@ -124,12 +149,14 @@ class CrossEntropyLoss(Loss):
         register_weights(self, "class_weights", class_weights)
         self.label_smoothing = label_smoothing
 
-    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+    def forward(self, output: Tensor, target: Tensor, pixel_weights: Tensor | None = None) -> Tensor:
         """Logits and labels to a scalar."""
-        return cross_entropy(output, target, self.class_weights, self.label_smoothing)
+        return cross_entropy(output, target, self.class_weights, self.label_smoothing, pixel_weights)
 
 
-def binary_cross_entropy(output: Tensor, target: Tensor, positive_weights: Tensor | None = None) -> Tensor:
+def binary_cross_entropy(
+    output: Tensor, target: Tensor, positive_weights: Tensor | None = None, pixel_weights: Tensor | None = None
+) -> Tensor:
     """Mean of the cross-entropy of independent yes-or-no questions; see `BinaryCrossEntropyLoss`.
 
     Example:
@@ -143,7 +170,13 @@ def binary_cross_entropy(output: Tensor, target: Tensor, positive_weights: Tenso
     truth = torch.where(known, target, 0).to(output.dtype)
     weights = None if positive_weights is None else positive_weights.to(output).view(-1, 1, 1)
     loss = F.binary_cross_entropy_with_logits(output, truth, reduction="none", pos_weight=weights)
-    return mean_over_valid(torch.where(known, loss, 0), known) + alarm
+    loss = torch.where(known, loss, 0)
+    if pixel_weights is None:
+        return mean_over_valid(loss, known) + alarm
+    pixel_weights = pixel_weights.unsqueeze(1) if pixel_weights.ndim == output.ndim - 1 else pixel_weights
+    factor = known_weights("BinaryCrossEntropyLoss", pixel_weights.expand_as(known), known, output)
+    total = factor.sum()
+    return (loss * factor).sum() / torch.where(total > 0, total, 1) + alarm
 
 
 class BinaryCrossEntropyLoss(Loss):
@@ -159,6 +192,7 @@ class BinaryCrossEntropyLoss(Loss):
     Shape:
         output: (B, C, H, W), logits.
         target: (B, C, H, W), 0 or 1; or (B, H, W) where C is 1.
+        pixel_weights: (B, H, W), or as the target; optional. The loss is then the weighted mean.
 
     Raises:
         DataError: If an answer is neither 0, 1 nor missing (as in `CrossEntropyLoss`).
@@ -170,15 +204,16 @@ class BinaryCrossEntropyLoss(Loss):
 
     kind = Kind.LABEL
     exclusive = False
+    takes_pixel_weights = True
     positive_weights: Tensor | None
 
     def __init__(self, positive_weights: list[float] | None = None) -> None:
         super().__init__()
         register_weights(self, "positive_weights", positive_weights)
 
-    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+    def forward(self, output: Tensor, target: Tensor, pixel_weights: Tensor | None = None) -> Tensor:
         """Logits and answers to a scalar."""
-        return binary_cross_entropy(output, target, self.positive_weights)
+        return binary_cross_entropy(output, target, self.positive_weights, pixel_weights)
 
 
 def register_weights(loss: Loss, name: str, weights: ClassWeights | None) -> None:

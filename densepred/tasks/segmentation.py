@@ -14,7 +14,7 @@ from densepred.losses.fused import upsampled_cross_entropy
 from densepred.losses.segmentation import BinaryCrossEntropyLoss, CrossEntropyLoss
 from densepred.metrics.segmentation import Mode, SegmentationMetrics, class_names
 from densepred.palettes import VOID_COLOUR, voc_palette
-from densepred.sample import VOID, Kind, valid_segmentation
+from densepred.sample import VOID, Kind, pad_planes, valid_segmentation
 from densepred.tasks.base import Batch, Task, parts
 
 
@@ -33,6 +33,10 @@ class Segmentation(Task):
     loss is fused with the upsampling (`upsampled_cross_entropy`), labels are found by bands (`upsampled_labels`).
 
     Missing labels (255 in uint8, negative in wider integers) neither train nor count.
+
+    A sample key `<name>_weight` of kind "weight" (float32, moved with the image), where the data have one, is the
+    factor of each pixel's loss; the U-Net's map of borders between cells is such a one. Cross-entropy takes it in all
+    modes, other losses are refused beside it. Metrics don't see it.
 
     Args:
         classes: Names in the order of the labels, or how many there are. In binary mode the two names, or only that of
@@ -139,10 +143,20 @@ class Segmentation(Task):
             return upsampled_labels(planes, size, self._label_dtype)
         return super().predict_from_planes(planes, size)
 
+    def pad(self, batch: Batch, size: tuple[int, int]) -> Batch:
+        """The labels padded with "missing", and their weights, where there are some, with 0."""
+        weights = batch.get(self._weight_key)
+        padded = super().pad(batch, size)
+        return padded if weights is None else padded | {self._weight_key: pad_planes(weights, size, Kind.WEIGHT)}
+
     def compute_loss(self, output: Tensor, batch: Batch) -> Tensor:
         """Logits at the image's size to a scalar."""
+        weights = self._pixel_weights(batch)
         try:
-            return super().compute_loss(output, batch)
+            if weights is None:
+                return super().compute_loss(output, batch)
+            loss: Tensor = self.loss(output, self.target(batch), weights)
+            return loss
         except DataError as error:
             raise self._named(error, batch) from None
 
@@ -156,10 +170,26 @@ class Segmentation(Task):
                 f"Task {self.name!r}: labels of size {tuple(target.shape)} for images of {size[0]} x {size[1]}. Labels "
                 "and images must be padded alike."
             )
+        weights = self._pixel_weights(batch)
         try:
-            return upsampled_cross_entropy(planes, target, self.loss.class_weights, self.loss.label_smoothing)
+            return upsampled_cross_entropy(planes, target, self.loss.class_weights, self.loss.label_smoothing, weights)
         except DataError as error:
             raise self._named(error, batch) from None
+
+    @property
+    def _weight_key(self) -> str:
+        return f"{self.name}_weight"
+
+    def _pixel_weights(self, batch: Batch) -> Tensor | None:
+        """The factor of each pixel (B, H, W), where the batch has one."""
+        weights: Tensor | None = batch.get(self._weight_key)
+        if weights is not None and not self.loss.takes_pixel_weights:
+            raise ConfigurationError(
+                f"Task {self.name!r}: the samples hold {self._weight_key!r}, a weight for each pixel, which "
+                f"{type(self.loss).__name__} does not take. Leave `loss` out for the mode's cross-entropy, or let the "
+                "data yield no weights."
+            )
+        return None if weights is None else weights.squeeze(1)
 
     def _named(self, error: DataError, batch: Batch) -> DataError:
         images = ", ".join(batch["name"]) if "name" in batch else "without names"
