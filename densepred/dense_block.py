@@ -1,17 +1,16 @@
 """Dense blocks, as FC-DenseNet stacks them: what its encoder and its decoder share."""
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
-from torch.utils.checkpoint import checkpoint
 
 from densepred.blocks import Activation, Norm, nonlinearity, normalisation
 from densepred.errors import ConfigurationError
 from densepred.initialisers import initialise
+from densepred.recomputation import recomputed
 
 FCDenseNetName = Literal["fc_densenet56", "fc_densenet67", "fc_densenet103"]
 
@@ -75,8 +74,6 @@ class DenseBatchNorm(nn.BatchNorm2d):
     def __init__(self, channels: int, batch_statistics: bool = False) -> None:
         super().__init__(channels, eps=1e-4)  # lasagne's, in which the networks were published
         self.batch_statistics = batch_statistics
-        self.recomputing = False
-        """Whether this pass repeats one whose statistics the running averages hold already."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalised values."""
@@ -87,29 +84,7 @@ class DenseBatchNorm(nn.BatchNorm2d):
             )
         if batch_statistics and not self.training:
             return F.batch_norm(input, None, None, self.weight, self.bias, True, 0.0, self.eps)
-        if self.recomputing and self.running_mean is not None and self.running_var is not None:
-            # copies rather than none: the repeated pass must keep as many tensors as the first
-            mean, variance = self.running_mean.clone(), self.running_var.clone()
-            return F.batch_norm(input, mean, variance, self.weight, self.bias, True, 0.0, self.eps)
         return super().forward(input)
-
-
-class _Recomputing(AbstractContextManager[None]):
-    """While it lasts a batch norm does not update its running averages: a repeated pass must not count twice.
-
-    A class, not a generator: a graph that is kept is walked, and therefore recomputed, more than once.
-    """
-
-    def __init__(self, norm: nn.Module) -> None:
-        self.norm = norm
-
-    def __enter__(self) -> None:
-        if isinstance(self.norm, DenseBatchNorm):
-            self.norm.recomputing = True
-
-    def __exit__(self, *error: object) -> None:
-        if isinstance(self.norm, DenseBatchNorm):
-            self.norm.recomputing = False
 
 
 class DenseLayer(nn.Module):
@@ -165,13 +140,7 @@ class DenseLayer(nn.Module):
         if self.recompute and self.training and not torch.compiler.is_compiling():
             # dropout stays outside: it is then drawn once, and the convolution, last inside, is never run again
             # (recomputation stops at the last tensor the backward pass needs, which is the convolution's input)
-            new = checkpoint(
-                self._convolve,
-                *maps,
-                use_reentrant=False,
-                preserve_rng_state=False,
-                context_fn=lambda: (nullcontext(), _Recomputing(self.norm)),
-            )
+            new = recomputed(self._convolve, self.norm, *maps, random=False)
         else:
             new = self._convolve(*maps)
         dropped: Tensor = self.dropout(new)

@@ -26,6 +26,7 @@ FLOORS = [
         "schedules",
         "initialisers",
         "dense_block",
+        "recomputation",
         "reports",
     },
     {"losses", "metrics", "encoders", "decoders", "refine", "resume", "random_states", "parameter_groups"},

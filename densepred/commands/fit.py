@@ -19,7 +19,7 @@ from pytorch_lightning.loggers import CSVLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from densepred.callbacks.checkpoints import WholeFileCheckpointIO, checkpoints_beside, refuse_shards
+from densepred.callbacks.checkpoints import WholeFileCheckpointIO, checkpoints_beside
 from densepred.callbacks.diagnostics import Diagnostics
 from densepred.callbacks.environment import Environment
 from densepred.callbacks.panels import Panels
@@ -28,6 +28,7 @@ from densepred.callbacks.results import Results
 from densepred.callbacks.summary import NetworkSummary
 from densepred.callbacks.throughput import Throughput
 from densepred.commands.arguments import ROOT, RunParser, import_parts, nulls_as_configs, with_checkpoint
+from densepred.commands.refusals import refuse_what_misleads
 from densepred.data.datamodule import DenseDataModule
 from densepred.errors import ConfigurationError
 from densepred.loggers import drop_rows_after, wandb_offline_unless_reachable, with_run_logger
@@ -163,7 +164,7 @@ class DensePredCLI(LightningCLI):
         kwargs["callbacks"] = [*own, *self._standard_callbacks(options, own, kwargs["logger"])]
         kwargs["enable_model_summary"] = False  # Lightning's knows no encoder and no decoder
         trainer = super().instantiate_trainer(**kwargs)
-        refuse_shards(trainer)
+        refuse_what_misleads(trainer)
         return trainer
 
     def _standard_callbacks(self, options: Any, own: list[pl.Callback], logger: Any) -> list[pl.Callback]:
