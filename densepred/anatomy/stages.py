@@ -1,6 +1,5 @@
 """A network's stages in the order in which they run: sizes, channels, parameters, operations, memory."""
 
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
+from densepred.encoders.stages import tensors_in
 from densepred.network import DenseNetwork
 
 
@@ -106,7 +106,7 @@ class _Watch(ExitStack):
     def _after(self, module: nn.Module, inputs: Any, output: Any) -> None:
         new = [p for p in module.parameters() if id(p) not in self.counted and p.requires_grad]
         self.counted |= {id(p) for p in new}
-        self._note(list(_tensors(inputs)), list(_tensors(output)), sum(p.numel() for p in new))
+        self._note(list(tensors_in(inputs)), list(tensors_in(output)), sum(p.numel() for p in new))
 
     def _note(self, inputs: list[Tensor], outputs: list[Tensor], parameters: int) -> None:
         macs = self.flops.get_total_flops() // 2
@@ -158,13 +158,3 @@ def _stage(name: str, tensor: Tensor, calls: list[_Call]) -> Stage:
 def storage(tensor: Tensor) -> int:
     """Which memory a tensor is a view of."""
     return int(tensor.untyped_storage()._cdata)
-
-
-def _tensors(output: Any) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, list | tuple):
-        for item in output:
-            yield from _tensors(item)
-    elif isinstance(output, dict):
-        yield from _tensors(list(output.values()))

@@ -67,7 +67,7 @@ def _trace(encoder: Encoder, parameters: dict[str, Tensor], outputs: list[tuple[
     """The maps of an image without data; notes the graph's node of each module's outputs."""
 
     def note(module: nn.Module, inputs: Any, output: Any) -> None:
-        outputs.extend((module, tensor.grad_fn) for tensor in _tensors(output) if tensor.grad_fn is not None)
+        outputs.extend((module, tensor.grad_fn) for tensor in tensors_in(output) if tensor.grad_fn is not None)
 
     state = {**parameters, **{name: buffer.to("meta") for name, buffer in encoder.named_buffers()}}
     side = -(-_SIDE // encoder.multiple) * encoder.multiple
@@ -103,9 +103,12 @@ def _first_maps(maps: list[Tensor]) -> tuple[dict[Node, int], dict[int, int]]:
     return nodes, leaves
 
 
-def _tensors(output: Any) -> Iterator[Tensor]:
+def tensors_in(output: Any) -> Iterator[Tensor]:
+    """The tensors that a module takes or gives, however its lists, tuples and dicts hold them."""
     if isinstance(output, Tensor):
         yield output
     elif isinstance(output, list | tuple):
         for item in output:
-            yield from _tensors(item)
+            yield from tensors_in(item)
+    elif isinstance(output, dict):
+        yield from tensors_in(list(output.values()))
