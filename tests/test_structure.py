@@ -33,7 +33,7 @@ FLOORS = [
     {"tasks", "network"},
     {"module", "torchvision_weights", "starting_weights", "anatomy"},
     {"callbacks", "inference", "loggers"},
-    {"commands", "tuning"},
+    {"commands", "tuning", "checking"},
     {"cli"},
     {"__main__"},
 ]

@@ -32,6 +32,7 @@ from densepred.commands.refusals import refuse_what_misleads
 from densepred.data.datamodule import DenseDataModule
 from densepred.errors import ConfigurationError
 from densepred.loggers import drop_rows_after, wandb_offline_unless_reachable, with_run_logger
+from densepred.losses.class_weights import with_weights_read
 from densepred.module import DensePredictor
 from densepred.resume import check_same_network, read_checkpoint
 from densepred.starting_weights import without_starting_weights
@@ -113,6 +114,7 @@ class DensePredCLI(LightningCLI):
         """Puts a checkpoint's configuration before the user's own arguments."""
         arguments, self.checkpoint = with_checkpoint(sys.argv[1:])
         self.config = parser.parse_args(nulls_as_configs(arguments))
+        with_weights_read(self.config[self.config.subcommand].model)
         if self.checkpoint is not None:
             config = self.config[self.config.subcommand]
             config.weights_only = True  # plain values and tensors, no code
