@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from types import ModuleType
 
 from densepred import __version__
 from densepred.errors import UserError
@@ -15,6 +16,8 @@ TRAINER_VERBS = {
     "test": "evaluate a checkpoint on the test set",
 }
 OWN_VERBS = {
+    "check-data": "look at every sample before training: faults, numbers, class weights, a contact sheet",
+    "samples": "a sheet of augmented samples with all their targets, to be looked at before training",
     "prepare": "bring a data set into the layout that densepred reads (voc, sbd, nyu)",
     "list": "the encoders, decoders, tasks, losses and data sets there are",
     "report": "a run as one HTML page, or several runs compared",
@@ -58,14 +61,18 @@ def _dispatch(arguments: list[str]) -> int:
     for verb, text in OWN_VERBS.items():
         own = verbs.add_parser(verb, help=text, description=text)
         if verb in arguments[:1]:
-            import_module(f"densepred.commands.{verb}").add_arguments(own)
+            _command(verb).add_arguments(own)
     chosen, options = parser.parse_known_args(arguments)
-    command = import_module(f"densepred.commands.{chosen.verb}")
+    command = _command(chosen.verb)
     if options and not getattr(command, "PASSES_OPTIONS_ON", False):
         parser.error(f"unrecognized arguments: {' '.join(options)}")
     chosen.options = options
     status: int = command.run(chosen)
     return status
+
+
+def _command(verb: str) -> ModuleType:
+    return import_module(f"densepred.commands.{verb.replace('-', '_')}")
 
 
 def first_user_error(error: BaseException | None) -> UserError | None:

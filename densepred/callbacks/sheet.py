@@ -47,7 +47,7 @@ class Legend:
     entries: list[tuple[str, Colour]] = field(default_factory=list)
 
 
-def draw_sheet(rows: Sequence[Row], title: str = "", legends: Sequence[Legend] = ()) -> Image.Image:
+def draw_sheet(rows: Sequence[Row], title: str = "", legends: Sequence[Legend] = (), across: int = 1) -> Image.Image:
     """Draws rows of pictures on white paper.
 
     Small pictures are enlarged by a whole number, so that their pixels stay square and sharp; large ones are reduced.
@@ -57,40 +57,44 @@ def draw_sheet(rows: Sequence[Row], title: str = "", legends: Sequence[Legend] =
         rows: At least one sample.
         title: What stands above everything.
         legends: What stands below everything.
+        across: How many rows stand side by side.
     """
     columns = list(dict.fromkeys(key for row in rows for key in row.pictures))
     cells = [{key: _fit(picture) for key, picture in row.pictures.items()} for row in rows]
     widths = {key: max(row[key].width for row in cells if key in row) for key in columns}
-    lefts, right = {}, _MARGIN
+    lefts, block = {}, 0
     for before, key in zip([None, *columns], columns, strict=False):
         # a wider gap sets what belongs together apart
-        right += 0 if before is None else _GAP if before[0] == key[0] else 4 * _GAP
-        lefts[key], right = right, right + widths[key]
-    heights = [max(cell.height for cell in row.values()) for row in cells]
+        block += 0 if before is None else _GAP if before[0] == key[0] else 4 * _GAP
+        lefts[key], block = block, block + widths[key]
+    starts = [_MARGIN + place * (block + 8 * _GAP) for place in range(min(across, len(rows)))]
+    lines = [range(first, min(first + across, len(rows))) for first in range(0, len(rows), across)]
+    heights = [max(cell.height for index in line for cell in cells[index].values()) for line in lines]
     head = (_TITLE + 3 * _GAP if title else 0) + _HEADING + _TEXT + 3 * _GAP
     name = _TEXT + 4 * _GAP
-    width = right + _MARGIN
-    lines = [line for legend in legends for line in _legend_lines(legend, width)]
-    foot = len(lines) * (_TEXT + 2 * _GAP) + (3 * _GAP if lines else 0)
-    sheet = Image.new("RGB", (width, _MARGIN + head + sum(heights) + len(rows) * name + foot + _MARGIN), _PAPER)
+    width = starts[-1] + block + _MARGIN
+    keys = [line for legend in legends for line in _legend_lines(legend, width)]
+    foot = len(keys) * (_TEXT + 2 * _GAP) + (3 * _GAP if keys else 0)
+    sheet = Image.new("RGB", (width, _MARGIN + head + sum(heights) + len(lines) * name + foot + _MARGIN), _PAPER)
     draw = ImageDraw.Draw(sheet)
     top = _MARGIN
     if title:
         draw.text((_MARGIN, top), _short(title, _TITLE, width - 2 * _MARGIN), _INK, _font(_TITLE))
         top += _TITLE + 3 * _GAP
-    _draw_headings(draw, columns, lefts, widths, top)
+    for start in starts:
+        _draw_headings(draw, columns, {key: start + left for key, left in lefts.items()}, widths, top)
     top = _MARGIN + head
-    for row, row_cells, height in zip(rows, cells, heights, strict=True):
-        text = _short(row.name, _TEXT, width - 2 * _MARGIN, keep_end=True)
-        # nearer to its own row than to the one above
-        draw.text((_MARGIN, top + 2 * _GAP), text, _PALE, _font(_TEXT))
-        top += name
-        for key, cell in row_cells.items():
-            sheet.paste(cell, (lefts[key], top))
-        top += height
+    for line, height in zip(lines, heights, strict=True):
+        for start, index in zip(starts, line, strict=False):
+            text = _short(rows[index].name, _TEXT, block, keep_end=True)
+            # nearer to its own row than to the one above
+            draw.text((start, top + 2 * _GAP), text, _PALE, _font(_TEXT))
+            for key, cell in cells[index].items():
+                sheet.paste(cell, (start + lefts[key], top + name))
+        top += name + height
     top += 3 * _GAP
-    for line in lines:
-        _draw_legend_line(draw, line, top)
+    for key_line in keys:
+        _draw_legend_line(draw, key_line, top)
         top += _TEXT + 2 * _GAP
     return sheet
 

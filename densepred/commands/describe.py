@@ -63,22 +63,24 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path, part: str = "model") -> dict[str, Any]:
     """A run's configuration, from its YAML file or from a checkpoint.
 
+    Args:
+        path: The file.
+        part: What must be in it: model, data.
+
     Raises:
-        ConfigurationError: If there is no such file, or no model in it.
+        ConfigurationError: If there is no such file, or no such part in it.
     """
     if not path.is_file():
-        raise ConfigurationError(f"describe: there is no file {path}. Expected a run's YAML file or a checkpoint.")
-    if path.suffix == ".ckpt":
-        return checkpoint_config(path)
+        raise ConfigurationError(f"There is no file {path}. Expected a run's YAML file or a checkpoint.")
     try:
-        config = yaml.safe_load(path.read_text())
+        config = checkpoint_config(path) if path.suffix == ".ckpt" else yaml.safe_load(path.read_text())
     except (ValueError, yaml.YAMLError) as error:
         raise ConfigurationError(f"{path}: not YAML: {error}") from error
-    if not isinstance(config, dict) or "model" not in config:
-        raise ConfigurationError(f"{path}: no `model` in it. Expected a configuration as `densepred fit` reads it.")
+    if not isinstance(config, dict) or part not in config:
+        raise ConfigurationError(f"{path}: no `{part}` in it. Expected a configuration as `densepred fit` reads it.")
     return config
 
 
