@@ -1,6 +1,7 @@
 """Dashboards through the command line: a real fit, and what an offline run of Weights & Biases then holds."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from densepred.callbacks.confusion_picture import confusion_picture
 from densepred.cli import main
 from densepred.data.rooms import Rooms
 from densepred.loggers import wandb_offline_unless_reachable
@@ -44,12 +46,14 @@ def test_a_fit_leaves_masks_with_class_names_panels_metrics_and_the_whole_config
     assert len(history["panels/val/depth/filenames"]) == 2
     assert len(history["worst/val/depth/filenames"]) == 1
     table = json.loads((run / "files" / history["iou/val/segmentation/path"]).read_text())
-    assert table["columns"] == ["class", "IoU"]
-    for name, iou in table["data"]:
+    assert table["columns"] == ["class", "IoU", "recall", "precision", "share of pixels"]
+    assert len(table["data"]) == len(Rooms.classes)
+    for name, iou, *_ in table["data"]:
         logged = history[f"val/segmentation/iou/{name}"]
-        assert iou == pytest.approx(logged, nan_ok=True) or (iou is None and logged == "NaN")
+        assert logged in ("NaN", None) or math.isnan(logged) if iou is None else iou == pytest.approx(logged)
     page = (run / "files" / history["diagnostics/val/segmentation/path"]).read_text()
     assert "Confusion matrix" in page
+    assert "<style>" in page  # a frame of its own has no other looks
     assert Rooms.classes[0] in page
     artifacts = {record.artifact.name for record in records if record.WhichOneof("record_type") == "artifact"}
     kept_files = {path.stem for path in Path("runs/version_0/checkpoints").glob("best*.ckpt")}
@@ -70,11 +74,31 @@ def test_a_fit_with_tensorboard_writes_there_and_keeps_its_own_files(config):  #
     assert set(tags["images"]) == {*pictures, "confusion/val/segmentation"}
     assert {"train/loss", "val/depth/rmse", "train/gradient_norm", "speed/data_wait"} <= set(tags["scalars"])
     assert {"iou/val/segmentation/text_summary", "custom_scalars__config__"} <= set(tags["tensors"])
+    shown = found.Tensors("config/text_summary")[-1].tensor_proto.string_val[0].decode()
+    given = "\n".join(line.removeprefix("    ") for line in shown.splitlines())
+    assert yaml.safe_load(given) == yaml.safe_load(Path("runs/version_0/config.yaml").read_text())
+    assert "environment/text_summary" in tags["tensors"]
     text = found.Tensors("iou/val/segmentation/text_summary")[-1].tensor_proto.string_val[0].decode()
     assert {f"iou/{line.split('|')[1].strip()}" for line in text.splitlines()[2:]} == {
         f"iou/{name}" for name in Rooms.classes
     }
     assert Path("runs/version_0/metrics.csv").is_file()
+
+
+def test_a_matrix_drawn_as_a_picture_is_green_where_right_and_red_where_wrong_by_its_share():
+    picture = confusion_picture([[3, 1, 0], [0, 0, 0], [2, 0, 2]], ["floor", "wall", "lamp"])
+    pixels = np.asarray(picture).astype(int)
+    size = 40
+    top, left = pixels.shape[0] - 3 * size - 16, pixels.shape[1] - 3 * size - 16
+    # a corner of each cell, where no number stands
+    cells = pixels[top + 4 :: size, left + 4 :: size][:3, :3]
+    redness = cells[..., 0] - cells[..., 1]
+    assert redness[0, 0] < -50
+    assert redness[0, 1] > 20
+    assert redness[2, 0] > redness[0, 1]
+    assert abs(redness[1]).max() < 12  # a class without pixels stays pale
+    many = confusion_picture(np.eye(150, dtype=int).tolist(), [f"class {i}" for i in range(150)])
+    assert many.width < 2400
 
 
 def test_without_a_key_or_a_network_wandb_is_told_to_stay_offline(tmp_path, monkeypatch):

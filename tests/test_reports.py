@@ -370,29 +370,72 @@ def test_every_logged_number_has_exactly_one_place_in_the_layout():
     assert sections["Other"][0].keys == ("balance/depth",)
 
 
-def test_the_workspace_of_wandb_shows_every_curve_once_and_the_pictures_of_each_task():
-    keys = ["train/loss", "val/loss", "val/depth/rmse", "speed/data_wait"]
-    spec = workspace(keys, ["depth"])
+LOGGED = ["train/loss", "val/loss", "val/depth/abs_rel", "val/labels/miou", "val/normals/mean_angle", "val/flow/epe"]
+LOGGED += ["speed/data_wait", "lr-SGD/encoder", "train/gradient_norm"]
+
+
+def test_the_workspace_of_wandb_shows_every_curve_once_and_what_each_kind_of_task_sends():
+    spec = workspace(LOGGED, ["depth", "labels", "normals", "flow"])
     assert json.loads(json.dumps(spec)) == spec
     sections = spec["section"]["panelBankConfig"]["sections"]
     panels = [panel for section in sections for panel in section["panels"]]
     lines = [panel for panel in panels if panel["viewType"] == "Run History Line Plot"]
     media = [panel for panel in panels if panel["viewType"] == "Media Browser"]
-    assert sorted(key for panel in lines for key in panel["config"]["metrics"]) == sorted(keys)
+    assert sorted(key for panel in lines for key in panel["config"]["metrics"]) == sorted(
+        [*LOGGED, "angles/val/normals"]
+    )
     assert {key for panel in media for key in panel["config"]["mediaKeys"]} == {
-        f"{kind}/val/depth" for kind in ("panels", "worst", "diagnostics")
+        *(f"{kind}/val/{task}" for kind in ("panels", "worst") for task in ("depth", "labels", "normals", "flow")),
+        *(f"diagnostics/val/{task}" for task in ("depth", "labels", "normals")),  # a task of one's own has no charts
     }
+    assert [panel["viewType"] for panel in panels].count("Weave") == 1
+    names = [section["name"] for section in sections]
+    assert names[0] == "Loss"
+    assert names.index("Panels") < names.index("Diagnostics") < names.index("Optimiser") < names.index("Machine")
     for section in sections:
         places = [(panel["layout"]["x"], panel["layout"]["y"]) for panel in section["panels"]]
         assert len(set(places)) == len(places)
 
 
-def test_the_workspace_is_accepted_by_the_models_of_the_package():
+def test_the_workspace_is_accepted_by_the_models_of_the_package_and_reads_back_as_its_panels():
     internal = pytest.importorskip("wandb_workspaces.workspaces.internal")
-    spec = workspace(["train/loss", "val/loss"], ["depth"])
+    from wandb_workspaces.reports.v2 import WeavePanelSummaryTable
+    from wandb_workspaces.workspaces import Workspace
+
+    spec = workspace(LOGGED, ["labels", "normals"])
     checked = internal.WorkspaceViewspec.model_validate(spec)
-    kinds = [type(p).__name__ for s in checked.section.panel_bank_config.sections for p in s.panels]
-    assert kinds == ["LinePlot", "MediaBrowser", "MediaBrowser", "MediaBrowser"]
+    kinds = {type(p).__name__ for s in checked.section.panel_bank_config.sections for p in s.panels}
+    assert kinds == {"LinePlot", "MediaBrowser", "WeavePanel"}  # none is an UnknownPanel
+    view = internal.View(entity="e", project="p", display_name="d", name="nw-a-v", id="", spec=checked)
+    read = Workspace._from_model(view)
+    given = spec["section"]["panelBankConfig"]["sections"]
+    assert [section.name for section in read.sections] == [section["name"] for section in given]
+    assert read.settings.x_axis == "trainer/global_step"
+    (table,) = [panel for section in given for panel in section["panels"] if panel["viewType"] == "Weave"]
+    assert table["config"] == WeavePanelSummaryTable(table_name="iou/val/labels")._to_model().config
+    lines = [p for s in read.sections for p in s.panels if type(p).__name__ == "LinePlot"]
+    assert "angles/val/normals" in {str(getattr(y, "name", y)) for p in lines for y in p.y}
+
+
+def test_a_saved_workspace_is_sent_as_a_view_of_its_project_and_its_address_told(monkeypatch):
+    internal = pytest.importorskip("wandb_workspaces.workspaces.internal")
+    sent = {}
+    monkeypatch.setattr(internal.wandb, "Api", lambda: None)
+    monkeypatch.setattr(internal, "execute_graphql", lambda api, query, variables: sent.update(variables))
+    monkeypatch.delenv("WANDB_BASE_URL", raising=False)
+    spec = workspace(LOGGED, ["labels"])
+    address = save_workspace("someone/rooms", spec)
+    assert (sent["entityName"], sent["projectName"], sent["type"]) == ("someone", "rooms", "project-view")
+    panels = json.loads(sent["spec"])["section"]["panelBankConfig"]["sections"][0]["panels"]
+    assert panels[0]["config"]["metrics"] == ["train/loss", "val/loss"]
+    assert address == f"https://wandb.ai/someone/rooms?nw={sent['name'].removeprefix('nw-').removesuffix('-v')}"
+
+    def refuse(*_):
+        raise OSError("no network")
+
+    monkeypatch.setattr(internal, "execute_graphql", refuse)
+    with pytest.raises(ConfigurationError, match=r"could not be saved in someone/rooms: no network\. Log in"):
+        save_workspace("someone/rooms", spec)
 
 
 def test_a_project_without_its_entity_is_refused():

@@ -8,10 +8,12 @@ import torch
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from torch import Tensor
 
+from densepred.callbacks.confusion_picture import confusion_picture
 from densepred.callbacks.sheet import draw_sheet
 from densepred.callbacks.shots import Shot, array_of, legends_of, row_of
-from densepred.reports.diagnostics import angle_chart, confusion_chart, distance_chart, ious
+from densepred.reports.diagnostics import CLASS_COLUMNS, angle_chart, class_rows, confusion_chart, distance_chart
 from densepred.reports.layout import layout
+from densepred.reports.page import fragment
 from densepred.sample import VOID
 from densepred.tasks.base import Task
 from densepred.tasks.segmentation import Segmentation
@@ -98,8 +100,7 @@ def _diagnostics_to_wandb(logger: WandbLogger, end: str, found: dict[str, Any], 
     sent: dict[str, Any] = {}
     charts: list[str] = []
     if "confusion" in found:
-        rows = [[name, value] for name, value in ious(found).items()]
-        sent[f"iou/{end}"] = wandb.Table(columns=["class", "IoU"], data=rows)
+        sent[f"iou/{end}"] = wandb.Table(columns=list(CLASS_COLUMNS), data=class_rows(found))
         charts.append(confusion_chart(found))
     if "angles" in found:
         counts = np.asarray(found["angles"])
@@ -108,7 +109,7 @@ def _diagnostics_to_wandb(logger: WandbLogger, end: str, found: dict[str, Any], 
     if "by_distance" in found:
         charts.append(distance_chart(found))
     if charts:
-        sent[f"diagnostics/{end}"] = wandb.Html("".join(charts), inject=False)
+        sent[f"diagnostics/{end}"] = wandb.Html(fragment("".join(charts)), inject=False)
     if sent:
         logger.log_metrics(sent, step)
 
@@ -116,11 +117,10 @@ def _diagnostics_to_wandb(logger: WandbLogger, end: str, found: dict[str, Any], 
 def _diagnostics_to_tensorboard(logger: TensorBoardLogger, end: str, found: dict[str, Any], step: int) -> None:
     writer = logger.experiment
     if "confusion" in found:
-        rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in ious(found).items())
-        writer.add_text(f"iou/{end}", f"| class | IoU |\n|---|---|\n{rows}", step)
-        for number, picture in enumerate(_confusion_pictures(found)):
-            tag = f"confusion/{end}" if len(found["confusion"]) == 1 else f"confusion/{end}/{found['classes'][number]}"
-            writer.add_image(tag, picture, step, dataformats="HWC")
+        writer.add_text(f"iou/{end}", markdown_table(CLASS_COLUMNS, class_rows(found)), step)
+        for tag, matrix, names in _confusions(found):
+            picture = np.asarray(confusion_picture(matrix, names))
+            writer.add_image(f"confusion/{end}{tag}", picture, step, dataformats="HWC")
     if "angles" in found:
         counts = np.asarray(found["angles"], dtype=np.float64)
         middles = np.arange(180) + 0.5
@@ -135,13 +135,42 @@ def _diagnostics_to_tensorboard(logger: TensorBoardLogger, end: str, found: dict
                 writer.add_scalar(f"by_distance/{end}/{begin:g}_to_{end_:g}_m", value, step)
 
 
-def _confusion_pictures(found: dict[str, Any]) -> Iterable[np.ndarray[Any, np.dtype[np.uint8]]]:
-    """Each true class's share of predictions, a cell of 16 pixels: white is 0, dark is 1."""
-    for matrix in found["confusion"]:
-        counts = np.asarray(matrix, dtype=np.float64)
-        share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-        grey = (255 * (1 - share)).round().astype(np.uint8)
-        yield np.repeat(np.repeat(grey, 16, 0), 16, 1)[..., None].repeat(3, 2)
+def _confusions(found: dict[str, Any]) -> Iterable[tuple[str, list[list[int]], list[str]]]:
+    """Every matrix with the end of its tag and the names of its rows; in multilabel mode one a class."""
+    if found["mode"] != "multilabel":
+        return [("", found["confusion"][0], found["classes"])]
+    return [
+        (f"/{name}", matrix, ["no", "yes"]) for name, matrix in zip(found["classes"], found["confusion"], strict=True)
+    ]
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table as TensorBoard's text page reads it.
+
+    Example:
+        >>> print(markdown_table(["class", "IoU"], [["wall", 0.5], ["a|b", None]]))
+        | class | IoU |
+        |---|---|
+        | wall | 0.5000 |
+        | a\\|b | – |
+    """
+    lines = [header, *([_cell(value) for value in row] for row in rows)]
+    texts = ["| " + " | ".join(line) + " |" for line in lines]
+    return "\n".join([texts[0], "|" + "---|" * len(header), *texts[1:]])
+
+
+def _cell(value: Any) -> str:
+    text = "–" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+    return text.replace("|", "\\|")
+
+
+def send_texts(loggers: Sequence[Logger], texts: dict[str, str]) -> None:
+    """Sends files of the run, as they are, to TensorBoard's text page; Weights & Biases has a place of its own."""
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            for tag, text in texts.items():
+                # four spaces: Markdown's own for text as it is
+                logger.experiment.add_text(tag, "".join(f"    {line}\n" for line in text.splitlines()), 0)
 
 
 def send_layout(loggers: Sequence[Logger], keys: Iterable[str]) -> None:

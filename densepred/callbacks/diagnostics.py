@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 from torch import Tensor
 from torchmetrics import Metric
 
-from densepred.callbacks.dashboards import send_diagnostics, send_layout
+from densepred.callbacks.dashboards import send_diagnostics, send_layout, send_texts
 from densepred.callbacks.panels import run_folder, write_whole
 from densepred.callbacks.pixel_errors import error_name, pixel_errors
 from densepred.callbacks.run_files import write_csv, write_json
@@ -17,10 +17,12 @@ from densepred.callbacks.task_details import details, protocol
 from densepred.callbacks.worst import Candidate, WorstImages
 from densepred.errors import ConfigurationError
 from densepred.metrics.depth_by_distance import DepthByDistance
-from densepred.reports.run import DIAGNOSTICS
+from densepred.reports.run import DIAGNOSTICS, ENVIRONMENT
 from densepred.tasks.base import Batch, Task
 from densepred.tasks.depth import Depth
 from densepred.tasks.pictures import heat, scale_of
+
+_TEXTS = ("config.yaml", ENVIRONMENT)
 
 
 class Diagnostics(pl.Callback):
@@ -56,6 +58,13 @@ class Diagnostics(pl.Callback):
         self._images = WorstImages(worst)
         self._depth: dict[str, DepthByDistance] = {}
         self._layout_sent = False
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Shows what the run was made of and what it runs on also where a dashboard has no page for it."""
+        folder = run_folder(trainer)
+        texts = {path.stem: path.read_text(encoding="utf-8") for name in _TEXTS if (path := folder / name).is_file()}
+        if trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
+            send_texts(trainer.loggers, texts)
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts from nothing."""
@@ -123,13 +132,13 @@ class Diagnostics(pl.Callback):
                 self._depth[task.name].update(predictions[task.name], task.target(batch))
 
     def _finish(self, trainer: pl.Trainer, module: Any, stage: str) -> None:
-        if not self._due(trainer) or not hasattr(module, "tasks") or not hasattr(module, "metrics"):
+        if not self._due(trainer) or not (hasattr(module, "tasks") and hasattr(module, "scores")):
             return  # a module of another make
         folder = run_folder(trainer) / DIAGNOSTICS
         self._images.gather()
         tasks: list[Task] = list(module.tasks)
         found = {
-            task.name: self._task(task, module.metrics[f"{stage}/{task.name}"], trainer.callback_metrics, stage)
+            task.name: self._task(task, module.scores[stage].metrics[task.name], trainer.callback_metrics, stage)
             for task in tasks
         }
         if not trainer.is_global_zero:

@@ -85,5 +85,4 @@ def _write_workspace(runs: list[Run], path: Path, project: str) -> None:
     write(path, json.dumps(spec, indent=1) + "\n")
     print(path)
     if project:
-        save_workspace(project, spec)
-        print(f"saved as a view of {project}")
+        print(f"saved as a view of the project: {save_workspace(project, spec)}")

@@ -39,7 +39,8 @@ figure img{display:block;width:auto;max-width:100%;height:auto;border:1px solid 
 .picture{overflow-x:auto}.picture label{cursor:zoom-in}.picture input{position:absolute;opacity:0}
 .picture input:checked+img{max-width:none;cursor:zoom-out}
 .picture input:focus-visible+img{outline:2px solid var(--accent)}
-pre{background:var(--soft);padding:12px 14px;overflow:auto;white-space:pre-wrap;font-size:12.5px;line-height:1.45;margin:6px 0}
+pre{background:var(--soft);padding:12px 14px;overflow:auto;white-space:pre-wrap;
+font-size:12.5px;line-height:1.45;margin:6px 0}
 code{font-size:13px}.facts th{padding-right:24px}details{margin:8px 0}details[open]>summary{margin-bottom:8px}
 summary{cursor:pointer;color:var(--accent)}
 @media(max-width:640px){body{padding:18px 14px 48px}h1{font-size:22px}h2{margin-top:30px}}
