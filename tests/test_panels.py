@@ -360,6 +360,9 @@ def no_prompt(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
+    # wandb gives its own process half a minute to start, which a busy machine may not manage
+    monkeypatch.setenv("WANDB__SERVICE_WAIT", "240")
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "240")
 
     def refuse(*args, **kwargs):
         raise AssertionError("asked the user something")
