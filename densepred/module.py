@@ -1,43 +1,45 @@
 """DensePredictor: an encoder, a decoder for each task and a list of tasks, trained together by Lightning."""
 
-import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import pytorch_lightning as pl
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import Metric
 
+from densepred.balance.base import Balance
+from densepred.balance.task_losses import TaskLosses, branch
 from densepred.decoders.base import DecoderFactory
 from densepred.encoders.base import Encoder
-from densepred.errors import ConfigurationError
-from densepred.metrics.base import WeightedMean
+from densepred.hyperparameters import Remembering
 from densepred.network import AUXILIARY, DenseNetwork
-from densepred.parameter_groups import RateScales, linear_scaling, parameter_groups
+from densepred.parameter_groups import OptimizerFactory, RateScales, linear_scaling, optimizer_over
 from densepred.random_states import all_random_states, set_random_state
-from densepred.recipe import Recorded, class_path, recipe
 from densepred.resume import continue_after_epoch, keep_configured_rates, keep_on_the_curve
 from densepred.sample import Kind, counted, pad_planes
-from densepred.starting_weights import load_fitting, without_starting_weights
+from densepred.schedules import planned_steps
+from densepred.starting_weights import load_fitting
 from densepred.tasks.base import Batch, Task
 from densepred.tasks.names import check_names, missing_names
+from densepred.tasks.scores import Scores
 from densepred.torchvision_weights import load_torchvision_segmentation
 
-OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 SchedulerFactory = Callable[[Optimizer, int], LRScheduler]
 
 
-class DensePredictor(Recorded, pl.LightningModule):
+class DensePredictor(Remembering):
     """Predicts labels, depth, normals, or any list of tasks, at every pixel of an image.
 
     The loss is the sum over tasks of `task.weight` times the task's loss; with an auxiliary decoder, plus
-    `auxiliary_weight` times the same on its planes. Logged: `train/loss`, `train/<task>/loss`, `val/loss` and
-    `val/<task>/<metric>` (`test/...` likewise).
+    `auxiliary_weight` times the same on its planes; a `balance` multiplies each by a factor that it finds in training.
+    Logged: `train/loss`, `train/<task>/loss`, `val/loss` and `val/<task>/<metric>` (`test/...` likewise), all without
+    the balance's factors, which are in `train/<task>/weight`.
+
+    Attributes:
+        step_losses: From a training step to the end of its backward pass, for callbacks.
 
     Args:
         encoder: Turns the image into maps.
@@ -48,6 +50,8 @@ class DensePredictor(Recorded, pl.LightningModule):
         auxiliary: Builds a second decoder for each task on all maps but the coarsest, used in training only.
         auxiliary_depth: How many auxiliary decoders; the k-th sees all maps but the k coarsest (deep supervision).
         auxiliary_weight: Factor of the auxiliary losses.
+        balance: Weighs the tasks' losses, auxiliary ones included, against each other while they train; each task's own
+            weight stands before what it gives them. None leaves it at the tasks' own weights.
         optimizer: Builds the optimizer from parameters; AdamW with learning rate 3e-4 and weight decay 0.01 by default.
         lr_scheduler: Builds a schedule, stepped every step, from the optimizer and the total number of steps.
         encoder_lr_scale: The encoder's learning rate as a multiple of the optimizer's (fine-tuning: 0.1).
@@ -90,6 +94,7 @@ class DensePredictor(Recorded, pl.LightningModule):
         auxiliary: DecoderFactory | None = None,
         auxiliary_depth: int = 1,
         auxiliary_weight: float = 0.4,
+        balance: Balance | None = None,
         optimizer: OptimizerFactory | None = None,
         lr_scheduler: SchedulerFactory | None = None,
         encoder_lr_scale: float = 1.0,
@@ -102,34 +107,26 @@ class DensePredictor(Recorded, pl.LightningModule):
         init_from: str | Path | None = None,
     ) -> None:
         super().__init__()
-        self._remember()
+        self.remember()
         check_names([task.name for task in tasks])
         self.tasks = nn.ModuleList(tasks)
-        self.network = DenseNetwork(
-            encoder,
-            decoder,
-            {task.name: task.out_channels for task in tasks},
-            share_decoder,
-            auxiliary,
-            auxiliary_depth,
-        )
+        channels = {task.name: task.out_channels for task in tasks}
+        self.network = DenseNetwork(encoder, decoder, channels, share_decoder, auxiliary, auxiliary_depth)
         if weights is not None:
             load_torchvision_segmentation(self.network, weights)
         if init_from is not None:
             rank_zero_only(print)(load_fitting(self.network, init_from))
         self.auxiliary_weight = auxiliary_weight
+        self.balance = balance
+        if balance is not None:
+            balance.begin(tasks)
+        self.step_losses: TaskLosses | None = None
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.rate_scales = RateScales(encoder_lr_scale, decoder_lr_scale, bias_lr_scale, lr_scales or {})
         self.decay_norms_and_biases = decay_norms_and_biases
         self.reference_batch = reference_batch
-        self.metrics = nn.ModuleDict(
-            {f"{stage}/{task.name}": task.metrics(stage) for stage in ("val", "test") for task in tasks}
-        )
-        names = ["loss", *(f"{task.name}/loss" for task in tasks)]
-        self.mean_losses = nn.ModuleDict(
-            {f"{stage}/{name}": WeightedMean() for stage in ("val", "test") for name in names}
-        )
+        self.scores = nn.ModuleDict({stage: Scores(tasks, stage) for stage in ("val", "test")})
         self._random_states: list[dict[str, Any]] = []
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
@@ -137,8 +134,32 @@ class DensePredictor(Recorded, pl.LightningModule):
         return self._predictions(self.network.planes(image), image)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """One batch to the sum of the tasks' losses."""
-        return self._losses("train", self._planes(batch), batch)
+        """One batch to the sum of the tasks' losses, as their weights and the balance have it."""
+        image = batch["image"]
+        maps = branch(self.network.maps(image))
+        planes = self.network.planes_from(maps, (image.shape[-2], image.shape[-1]))
+        step = self._losses("train", planes, batch, maps)
+        self.step_losses = step if self._trainer is not None else None
+        if self.balance is None:
+            return step.total
+        total = step.balance(self.balance)
+        for name, weight in step.weights.items():
+            self.log(f"train/{name}/weight", weight)
+        return total
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        """Lets the balance look at the losses while they can be differentiated."""
+        if self.balance is not None and self.step_losses is not None and self.global_step % self.balance.every == 0:
+            self.balance.observe(self.step_losses)
+
+    def on_after_backward(self) -> None:
+        """Forgets the losses, and what they were computed from."""
+        self.step_losses = None
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Lets the balance draw its conclusions, once a step."""
+        if self.balance is not None:
+            self.balance.update()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Updates the metrics; returns `loss` and `predictions` for the callbacks."""
@@ -152,10 +173,7 @@ class DensePredictor(Recorded, pl.LightningModule):
         """Predictions by task name."""
         return self.forward(batch["image"])
 
-    def _planes(self, batch: Batch) -> dict[str, Tensor]:
-        return self.network.planes(batch["image"])
-
-    def _losses(self, stage: str, planes: dict[str, Tensor], batch: Batch) -> Tensor:
+    def _losses(self, stage: str, planes: dict[str, Tensor], batch: Batch, maps: Sequence[Tensor] = ()) -> TaskLosses:
         # planes cover the image padded to the encoder's multiple, so the targets are padded (with "missing") alike
         image = batch["image"]
         size = self.network.padded_size(image.shape[-2], image.shape[-1])
@@ -163,27 +181,28 @@ class DensePredictor(Recorded, pl.LightningModule):
         for task in self._tasks:
             padded |= task.pad(batch, size)
         losses = {task.name: task.loss_from_planes(planes[task.name], padded) for task in self._tasks}
-        total = sum(task.weight * losses[task.name] for task in self._tasks)
         for task in self._tasks:
             self._log_loss(stage, f"{task.name}/loss", losses[task.name], batch)
             for key, extra in planes.items():
                 if key.startswith(f"{task.name}/{AUXILIARY}"):
-                    total = total + self.auxiliary_weight * task.weight * task.loss_from_planes(extra, padded)
-        self._log_loss(stage, "loss", total, batch)  # type: ignore[arg-type]
-        return total  # type: ignore[return-value]
+                    auxiliary = self.auxiliary_weight * task.loss_from_planes(extra, padded)
+                    losses[task.name] = losses[task.name] + auxiliary
+        whole = TaskLosses(losses, {task.name: task.weight for task in self._tasks}, maps)
+        self._log_loss(stage, "loss", whole.total, batch)
+        return whole
 
     def _log_loss(self, stage: str, name: str, value: Tensor, batch: Batch) -> None:
         if stage == "train":
             self.log(f"train/{name}", value, batch_size=len(batch["image"]), prog_bar=name == "loss")
         else:
-            cast(WeightedMean, self.mean_losses[f"{stage}/{name}"]).update(value, counted(batch))
+            self._scores(stage).add_loss(name, value, counted(batch))
 
     def _evaluate(self, stage: str, batch: Batch) -> dict[str, Any]:
-        planes = self._planes(batch)
-        loss = self._losses(stage, planes, batch)
+        planes = self.network.planes(batch["image"])
+        loss = self._losses(stage, planes, batch).total
         predictions = self._predictions(planes, batch["image"])
-        for task in self._tasks if counted(batch) else []:
-            self._metric(stage, task).update(predictions[task.name], task.target(batch))
+        if counted(batch):
+            self._scores(stage).add(predictions, self._tasks, batch)
         return {"loss": loss, "predictions": predictions}
 
     def _predictions(self, planes: dict[str, Tensor], image: Tensor) -> dict[str, Tensor]:
@@ -195,35 +214,26 @@ class DensePredictor(Recorded, pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Forgets the sanity check's images."""
-        self._reset("val")
+        self._scores("val").reset()
 
     def on_test_epoch_start(self) -> None:
         """Starts from nothing."""
-        self._reset("test")
+        self._scores("test").reset()
 
     def on_validation_epoch_end(self) -> None:
         """Logs the metrics of the whole set."""
-        self._log_metrics("val")
+        self._log_scores("val")
 
     def on_test_epoch_end(self) -> None:
         """Logs the metrics of the whole set."""
-        self._log_metrics("test")
+        self._log_scores("test")
 
-    def _reset(self, stage: str) -> None:
-        for name, metric in [*self.metrics.items(), *self.mean_losses.items()]:
-            if name.startswith(f"{stage}/"):
-                cast(Metric, metric).reset()
+    def _log_scores(self, stage: str) -> None:
+        for key, (value, shown) in self._scores(stage).compute().items():
+            self.log(key, value, prog_bar=shown)
 
-    def _log_metrics(self, stage: str) -> None:
-        for name, mean in self.mean_losses.items():
-            if name.startswith(f"{stage}/"):
-                self.log(name, cast(WeightedMean, mean).compute())
-        for task in self._tasks:
-            for key, value in self._metric(stage, task).compute().items():
-                self.log(f"{stage}/{task.name}/{key}", value.float(), prog_bar=key in task.shown)
-
-    def _metric(self, stage: str, task: Task) -> Metric:
-        return cast(Metric, self.metrics[f"{stage}/{task.name}"])
+    def _scores(self, stage: str) -> Scores:
+        return cast(Scores, self.scores[stage])
 
     @property
     def _tasks(self) -> list[Task]:
@@ -236,12 +246,14 @@ class DensePredictor(Recorded, pl.LightningModule):
             expected = getattr(data, "classes", {}).get(task.name)
             if expected is not None and (names := missing_names(task, list(expected), type(data).__name__)):
                 self._name_classes(index, task, names)
+        if self.balance is not None and stage == "fit":
+            self.balance.check(self.trainer)
 
     def _name_classes(self, index: int, task: Task, names: list[str]) -> None:
         task.classes = task.init_args["classes"] = names  # type: ignore[assignment]
         self.hparams["tasks"][index]["init_args"]["classes"] = names  # so that a checkpoint knows them without the data
         for stage in ("val", "test"):
-            self.metrics[f"{stage}/{task.name}"] = task.metrics(stage).to(self.device)
+            self._scores(stage).metrics[task.name] = task.metrics(stage).to(self.device)
 
     def configure_optimizers(self) -> Any:
         """The optimizer over the parameters' groups, and the schedule, stepped every step."""
@@ -250,24 +262,12 @@ class DensePredictor(Recorded, pl.LightningModule):
             rank_zero_only(print)(linear_scaling(self.trainer, self.reference_batch))
         if self.lr_scheduler is None:
             return optimizer
-        total_steps = self.trainer.estimated_stepping_batches
-        if total_steps == float("inf"):
-            raise ConfigurationError(
-                "lr_scheduler needs to know when training ends: max_epochs and max_steps are both -1. Set "
-                "trainer.max_epochs or trainer.max_steps, or lr_scheduler to null."
-            )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer, int(total_steps)), "interval": "step"},
-        }
+        schedule = self.lr_scheduler(optimizer, planned_steps(self.trainer))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def build_optimizer(self) -> Optimizer:
         """The optimizer at its configured rates, before any schedule."""
-        groups = parameter_groups(self, self.rate_scales, self.decay_norms_and_biases)
-        options = [{"params": group.parameters, "name": group.name, "names": group.names} for group in groups]
-        optimizer = (self.optimizer or _default_optimizer)(options)
-        for index, group in enumerate(groups):
-            group.apply(optimizer, index)
+        optimizer = optimizer_over(self, self.optimizer, self.rate_scales, self.decay_norms_and_biases)
         if self.reference_batch is not None and self._trainer is not None:
             for scaled in optimizer.param_groups:
                 scaled["lr"] *= linear_scaling(self.trainer, self.reference_batch).factor
@@ -292,24 +292,3 @@ class DensePredictor(Recorded, pl.LightningModule):
         self._random_states = []
         continue_after_epoch(self.trainer)
         keep_on_the_curve(self.trainer)
-
-    def _remember(self) -> None:
-        """Hyperparameters as plain values: the command line's own, or read off the parts built in Python."""
-        bound = inspect.signature(type(self).__init__).bind_partial(self, **self.init_args)
-        bound.apply_defaults()
-        arguments = dict(list(bound.arguments.items())[1:])
-        own = inspect.signature(DensePredictor.__init__).parameters  # of which a subclass may pass on what it likes
-        self.save_hyperparameters(ignore=[*own, *arguments])
-        if "_instantiator" in self.hparams:
-            self.save_hyperparameters()
-        else:
-            plain = {name: recipe(value, name) for name, value in arguments.items()}
-            self.save_hyperparameters({"_class_path": class_path(type(self)), **plain})
-            self.hparams["_instantiator"] = "pytorch_lightning.cli.instantiate_module"
-        # what a checkpoint holds: the weights are inside it. Dashboards see the initial ones, where they came from
-        self.hparams.update(without_starting_weights(dict(self.hparams)))
-
-
-def _default_optimizer(parameters: Iterable[Any]) -> Optimizer:
-    # not a default of the constructor's: its weight decay would leak into the SGD of a config
-    return AdamW(parameters, lr=3e-4, weight_decay=0.01)

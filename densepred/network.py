@@ -82,20 +82,28 @@ class DenseNetwork(nn.Module):
 
         In training there are the auxiliary decoder's too, under `<task>/auxiliary`.
         """
+        return self.planes_from(self.maps(image), (image.shape[-2], image.shape[-1]))
+
+    def maps(self, image: Tensor) -> list[Tensor]:
+        """The encoder's maps of the image padded to its `multiple`."""
         height, width = image.shape[-2:]
         if min(height, width) <= 32 and self.encoder.multiple > 1:
             raise ConfigurationError(
                 f"The image is {height} x {width}; encoders and decoders need more than 32 pixels a side. "
                 "Enlarge or pad the image first."
             )
-        features = self.encoder(pad_planes(image, self.padded_size(height, width), Kind.IMAGE))
-        planes = self._decode(self.decoders, features)
+        maps: list[Tensor] = self.encoder(pad_planes(image, self.padded_size(height, width), Kind.IMAGE))
+        return maps
+
+    def planes_from(self, maps: list[Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
+        """As `planes`, from the maps of an image of that size."""
+        planes = self._decode(self.decoders, maps)
         if self.training and self.auxiliary_decoders is not None:
             for k, decoders in enumerate(self.auxiliary_decoders, start=1):
-                extra = self._decode(cast(nn.ModuleDict, decoders), features[:-k])
+                extra = self._decode(cast(nn.ModuleDict, decoders), maps[:-k])
                 planes |= {f"{name}/{AUXILIARY}{k if k > 1 else ''}": value for name, value in extra.items()}
         # planes of stride 1 may go beyond an image whose encoder sets its own sizes; others end with the padded image
-        height, width = self.padded_size(height, width)
+        height, width = self.padded_size(*size)
         return {name: value[..., :height, :width] for name, value in planes.items()}
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:

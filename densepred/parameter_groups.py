@@ -1,20 +1,23 @@
 """Which parameters learn at which rate, and which decay: the groups that an optimizer is built over."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 
 from densepred.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
+
+OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
+"""Builds an optimizer from parameters, or from groups of them."""
 
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 # names that wrappers put between a module and its parts
@@ -123,6 +126,26 @@ def parameter_groups(
             f"{', '.join(name for name, _, _ in (known[0], known[-1]))}; * stands for anything."
         )
     return [groups[order] for order in sorted(groups)]
+
+
+def optimizer_over(
+    module: nn.Module, factory: OptimizerFactory | None, scales: RateScales, decay_norms_and_biases: bool
+) -> Optimizer:
+    """An optimizer over the groups of a module's parameters, each at its rate and with its decay.
+
+    Args:
+        module: As in `parameter_groups`.
+        factory: Builds the optimizer; None takes AdamW at a rate of 3e-4 with decay 0.01.
+        scales: Multiples of the learning rate.
+        decay_norms_and_biases: Whether weight decay applies to the parameters of normalisations and to biases.
+    """
+    groups = parameter_groups(module, scales, decay_norms_and_biases)
+    options = [{"params": group.parameters, "name": group.name, "names": group.names} for group in groups]
+    # not a default of the module's constructor: its weight decay would leak into the SGD of a config
+    optimizer = AdamW(options, lr=3e-4, weight_decay=0.01) if factory is None else factory(options)
+    for index, group in enumerate(groups):
+        group.apply(optimizer, index)
+    return optimizer
 
 
 class LinearScaling(NamedTuple):

@@ -42,6 +42,13 @@ class Recorded:
         return part
 
 
+def arguments_of(part: Recorded) -> dict[str, Any]:
+    """All arguments that a part was built with, those left at their defaults included."""
+    bound = inspect.signature(type(part).__init__).bind_partial(part, **part.init_args)
+    bound.apply_defaults()
+    return dict(list(bound.arguments.items())[1:])
+
+
 def class_path(of: type[Any] | Any) -> str:
     """The dotted path of a class, or of a function."""
     return f"{of.__module__}.{of.__qualname__}"

@@ -2,11 +2,15 @@
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from densepred.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from pytorch_lightning import Trainer
 
 
 def warmed_up(factor: Callable[[int], float], warmup_steps: int, total_steps: int) -> Callable[[int], float]:
@@ -203,3 +207,18 @@ class OneCycle(LambdaLR):
             return low + (1 - low) * (1 + math.cos(math.pi * fall)) / 2
 
         super().__init__(optimizer, factor)
+
+
+def planned_steps(trainer: "Trainer") -> int:
+    """How many steps a trainer will take, which a schedule must know.
+
+    Raises:
+        ConfigurationError: If it is to train without end.
+    """
+    steps = trainer.estimated_stepping_batches
+    if steps == float("inf"):
+        raise ConfigurationError(
+            "lr_scheduler needs to know when training ends: max_epochs and max_steps are both -1. Set "
+            "trainer.max_epochs or trainer.max_steps, or lr_scheduler to null."
+        )
+    return int(steps)

@@ -250,7 +250,7 @@ def test_class_names_come_from_the_data_into_metrics_and_checkpoint(tmp_path):
     run = trainer(tmp_path, enable_checkpointing=False)
     module = build(tasks=[Segmentation(3)])
     run.fit(module, datamodule=data)
-    assert set(module.metrics["val/segmentation"].compute()) >= {"iou/floor", "iou/wall", "iou/box"}
+    assert set(module.scores["val"].metrics["segmentation"].compute()) >= {"iou/floor", "iou/wall", "iou/box"}
     run.save_checkpoint(tmp_path / "x.ckpt")
     assert DensePredictor.load_from_checkpoint(tmp_path / "x.ckpt").tasks[0].classes == ["floor", "wall", "box"]
 

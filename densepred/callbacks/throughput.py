@@ -6,8 +6,10 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
+from densepred.balance.task_losses import TaskLosses
 from densepred.tasks.base import Batch
 
 
@@ -19,7 +21,10 @@ class Throughput(pl.Callback):
       limits the speed;
     - `memory/process` (the most this process held so far) and, on CUDA, `memory/device` (the most since the last time),
       in GiB;
-    - `train/gradient_norm`: of all gradients, before clipping.
+    - `train/gradient_norm`: of all gradients, before clipping; and of several tasks each one's by itself,
+      `train/<task>/gradient_norm`, with regard to the encoder's maps and with the factor that its loss has: what each
+      sends into the encoder. Those take a backward pass through the decoders more, at the steps that log (and none
+      where a balance measures them anyway).
 
     It never waits for the device, other than at the steps that log; times are those of the host, which a device that is
     behind holds up at the same steps.
@@ -55,15 +60,28 @@ class Throughput(pl.Callback):
         self._began = time.perf_counter()
         self._waited += 0.0 if self._ended is None else self._began - self._ended
 
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        """Measures the gradient of each task, at the steps that log."""
+        step = getattr(pl_module, "step_losses", None)
+        if not isinstance(step, TaskLosses) or len(step.losses) < 2 or not step.maps:
+            return
+        if not self._measures(trainer) or trainer.fit_loop.epoch_loop._should_accumulate():
+            return
+        for (name, weight), norm in zip(step.weights.items(), step.gradient_norms.unbind(), strict=True):
+            pl_module.log(f"train/{name}/gradient_norm", weight * norm)
+
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
         """Measures the gradient, at the steps that log."""
-        if not self.gradient_norm or not _logs(trainer, trainer.global_step) or _sharded(trainer):
+        if not self._measures(trainer):
             return
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if gradients:
             pl_module.log("train/gradient_norm", torch.nn.utils.get_total_norm(gradients))
+
+    def _measures(self, trainer: pl.Trainer) -> bool:
+        return self.gradient_norm and _logs(trainer, trainer.global_step) and not _sharded(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int

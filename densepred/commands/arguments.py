@@ -16,8 +16,8 @@ ROOT = "runs"
 
 
 def import_parts() -> None:
-    """Imports every encoder, decoder, task, loss, dataset and callback, so that their short names work in configs."""
-    for package in ("encoders", "decoders", "tasks", "losses", "data", "callbacks"):
+    """Imports every part that a configuration may name, so that their short names work."""
+    for package in ("encoders", "decoders", "tasks", "losses", "balance", "data", "callbacks"):
         for module in iter_modules(import_module(f"densepred.{package}").__path__):
             import_module(f"densepred.{package}.{module.name}")
     import_module("densepred.schedules")

@@ -17,6 +17,7 @@ KINDS = {
     "decoders": "Decoder",
     "tasks": "Task",
     "losses": "Loss",
+    "balance": "Balance",
     "data": "DenseDataModule",
 }
 """Room of the house, and the class that all parts of this kind derive from."""
@@ -73,8 +74,14 @@ def parts(kind: str) -> Iterator[Part]:
         if isinstance(node, ast.ClassDef)
     }
     for name in sorted(classes):
-        if name != base and not name.startswith("_") and base in _ancestors(name, classes):
+        hidden = name == base or name.startswith("_") or _abstract(classes[name])
+        if not hidden and base in _ancestors(name, classes):
             yield Part(name, classes[name])
+
+
+def _abstract(node: ast.ClassDef) -> bool:
+    methods = [method for method in node.body if isinstance(method, ast.FunctionDef)]
+    return any(ast.unparse(mark) == "abstractmethod" for method in methods for mark in method.decorator_list)
 
 
 def _ancestors(name: str, classes: dict[str, ast.ClassDef]) -> Iterator[str]:

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 STAGES = ("train", "val", "test")
+_BALANCE = {"weight": "factor of each task", "gradient_norm": "gradient of each task at the encoder"}
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Plot:
 
 
 def layout(keys: Iterable[str]) -> dict[str, list[Plot]]:
-    """Plots by section: losses, a section for each task, the optimiser, the machine, and whatever else was logged.
+    """Plots by section: losses, a section a task, optimiser, balance of tasks, machine, and whatever else was logged.
 
     Args:
         keys: Of the numbers that a run logs, as in `metrics.csv`; test metrics, single numbers, have no curve.
@@ -34,7 +35,7 @@ def layout(keys: Iterable[str]) -> dict[str, list[Plot]]:
     for key in dict.fromkeys(keys):
         if not key.startswith("test/"):
             grouped.setdefault(_place(key), []).append(key)
-    first = {"Loss": 0, "Optimiser": 2, "Machine": 3, "Other": 4}
+    first = {"Loss": 0, "Optimiser": 2, "Balance": 3, "Machine": 4, "Other": 5}
     sections: dict[str, list[Plot]] = {}
     for (section, title), found in sorted(grouped.items(), key=lambda item: first.get(item[0][0], 1)):
         sections.setdefault(section, []).append(Plot(title, tuple(sorted(found, key=_training_first))))
@@ -53,6 +54,8 @@ def _place(key: str) -> tuple[str, str]:
         return "Loss", "loss" if len(parts) == 1 else f"{parts[0]} loss"
     if stage in STAGES and len(parts) == 1:
         return "Optimiser", rest.replace("_", " ")
+    if stage == "train" and parts[-1] in _BALANCE:
+        return "Balance", _BALANCE[parts[-1]]
     if stage in STAGES:
         # classes share a plot: val/segmentation/iou/wall
         return parts[0], parts[1].replace("_", " ") + (" by class" if len(parts) > 2 else "")
