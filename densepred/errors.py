@@ -19,3 +19,7 @@ class LabelError(DataError):
 
 class WeightsError(UserError, RuntimeError):
     """Pretrained weights that are not where they should be or do not fit."""
+
+
+class TrainingError(UserError, RuntimeError):
+    """A training that went wrong while it ran: a loss that is not finite or explodes, memory that does not suffice."""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from densepred.callbacks.diagnostics import Diagnostics as Diagnostics
     from densepred.callbacks.environment import Environment as Environment
     from densepred.callbacks.freeze import Freeze as Freeze
+    from densepred.callbacks.loss_guard import LossGuard as LossGuard
     from densepred.callbacks.panels import Panels as Panels
     from densepred.callbacks.progress import EpochProgress as EpochProgress
     from densepred.callbacks.recompute import Recompute as Recompute
@@ -33,6 +34,7 @@ __getattr__, __all__ = lazy_exports(
         "EpochProgress": "progress",
         "Freeze": "freeze",
         "LargestBatch": "batch_size",
+        "LossGuard": "loss_guard",
         "NetworkSummary": "summary",
         "Panels": "panels",
         "Recompute": "recompute",

@@ -22,6 +22,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from densepred.callbacks.checkpoints import WholeFileCheckpointIO, checkpoints_beside
 from densepred.callbacks.diagnostics import Diagnostics
 from densepred.callbacks.environment import Environment
+from densepred.callbacks.loss_guard import LossGuard
 from densepred.callbacks.panels import Panels
 from densepred.callbacks.progress import EpochProgress
 from densepred.callbacks.results import Results
@@ -177,6 +178,8 @@ class DensePredCLI(LightningCLI):
             callbacks.append(NetworkSummary())
         if logger is not False and self.subcommand == "fit":
             callbacks += [LearningRateMonitor("step"), Throughput()]
+        if self.subcommand == "fit":
+            callbacks.append(LossGuard())
         callbacks = [new for new in callbacks if not any(isinstance(old, type(new)) for old in own)]
         if options.get("enable_checkpointing") is not False:
             callbacks += checkpoints_beside(own, list(self.model.tasks))
