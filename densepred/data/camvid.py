@@ -11,6 +11,7 @@ from densepred.data.dataset import DenseDataset, Raw, Transforms
 from densepred.data.images import read_image, read_label, refuse_values
 from densepred.data.listing import read_list
 from densepred.errors import DataError
+from densepred.palettes import CAMVID_PALETTE
 from densepred.sample import VOID
 
 CAMVID_CLASSES = [
@@ -158,6 +159,7 @@ class CamVidDataModule(DenseDataModule):
         self.root = root
         self.lists: dict[Split, str] = {"train": train_split, "val": val_split, "test": test_split}
         self.classes = {"segmentation": CAMVID_CLASSES}
+        self.palettes = {"segmentation": CAMVID_PALETTE}
 
     def dataset(self, split: Split, transforms: Transforms | None) -> CamVid:
         """The images of a split."""

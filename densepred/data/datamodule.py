@@ -86,6 +86,8 @@ class DenseDataModule(LightningDataModule, ABC):
         self.eval_transforms = self._transforms(eval_transforms)
         self.classes: dict[str, list[str]] = {}
         """Names of the classes, by key of the sample; compared with the tasks' before the first step."""
+        self.palettes: dict[str, list[list[int]]] = {}
+        """Colours of the classes, by key of the sample, where the set has its own; in them samples are shown."""
         self.datasets: dict[Split, DenseDataset] = {}
 
     @abstractmethod
