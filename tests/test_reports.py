@@ -239,6 +239,10 @@ def test_a_validation_by_itself_after_the_training_is_no_part_of_its_curves(tmp_
         file.write("0,0,7.5\n")
     assert Run(run.folder).curves["val/depth/rmse"].values == [2, 1]
     assert Run(run.folder).latest["val/depth/rmse"] == 7.5
+    assert Run(run.folder).alone == {"val/depth/rmse": 7.5}
+    document = opens_offline(run_page(Run(run.folder)))
+    assert ["", "last in training", "by itself"] in document.rows
+    assert document.row("rmse") == ["rmse", "1", "7.5"]
 
 
 def test_a_run_that_was_killed_at_once_still_has_a_page(tmp_path):
@@ -313,6 +317,7 @@ def test_a_run_that_lacks_a_number_leaves_its_group_without_a_mean(tmp_path):
     ]
     (group,) = groups_of(runs)
     assert group.mean("val/depth/rmse") is None
+    assert "no mean of what a/version_1 did not log" in "".join(Document(comparison_page(runs)).text)
     assert group.curve("val/depth/rmse") is None
 
 

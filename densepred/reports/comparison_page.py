@@ -47,6 +47,9 @@ def _results(groups: Sequence[Group]) -> str:
         if any(f"{stage}/loss" in run.latest for run in runs):
             keys.append(f"{stage}/loss")
         body += html.table(header, [_row(groups, key) for key in keys], words) if keys else ""
+        if stage == "val" and any(set(keys) & set(run.alone) for run in runs):
+            rows = [_row(groups, key, alone=True) for key in keys]
+            body += html.table(header, rows, "Validation by itself, after training")
         classes = dict.fromkeys(
             key for run in runs for key in run.latest if key.startswith(f"{stage}/") and key.count("/") > 2
         )
@@ -56,19 +59,34 @@ def _results(groups: Sequence[Group]) -> str:
     told = "Bold: the best mean of a row." if len(groups) > 1 else ""
     if several:
         told += " Mean ± standard deviation over seeds (of a sample: divided by n - 1)."
-    return body + html.note(told.strip()) if body else html.warning("None of the runs has logged an evaluation.")
+    return (
+        body + html.note(told.strip()) + _lacking(groups)
+        if body
+        else html.warning("None of the runs has logged an evaluation.")
+    )
 
 
-def _row(groups: Sequence[Group], key: str) -> list[object]:
+def _lacking(groups: Sequence[Group]) -> str:
+    """Which runs leave their group without a mean."""
+    told = ""
+    for group in groups:
+        keys = {key for run in group.runs for key in run.latest if key.startswith(("val/", "test/"))}
+        names = [run.name for run in group.runs if not keys <= set(run.latest)]
+        if names:
+            told += html.warning(f"{group.name} has no mean of what {', '.join(names)} did not log, or not yet.")
+    return told
+
+
+def _row(groups: Sequence[Group], key: str, alone: bool = False) -> list[object]:
     """A metric of all groups, the best in bold."""
     parts = key.split("/")[1:]
     metric = parts[1] if len(parts) > 1 else parts[0]
-    means = [group.mean(key) for group in groups]
-    return ["/".join(parts), *best_marked(metric, means, [_mean_text(group, key) for group in groups])]
+    means = [group.mean(key, alone) for group in groups]
+    return ["/".join(parts), *best_marked(metric, means, [_mean_text(group, key, alone) for group in groups])]
 
 
-def _mean_text(group: Group, key: str) -> str | float | None:
-    mean, deviation = group.mean(key), group.deviation(key)
+def _mean_text(group: Group, key: str, alone: bool) -> str | float | None:
+    mean, deviation = group.mean(key, alone), group.deviation(key, alone)
     if mean is None or deviation is None:
         return mean
     return with_deviation(mean, deviation)
@@ -161,7 +179,7 @@ def _runs(groups: Sequence[Group]) -> str:
     # what all share is said once
     for column in (7, 5):
         if len({row[column] for row in rows}) == 1 and rows[0][column] != ABSENT:
-            told += f" All runs: {rows[0][column]}."
+            told += f" All on {rows[0][column]}."
             header.pop(column)
             rows = [[*row[:column], *row[column + 1 :]] for row in rows]
     return html.table(header, rows) + (html.note(told.strip()) if told else "")

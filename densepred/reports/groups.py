@@ -27,18 +27,23 @@ class Group:
     runs: tuple[Run, ...]
     name: str
 
-    def mean(self, key: str) -> float | None:
-        """The mean over the runs of the last value; None where a run lacks it."""
-        values = self._values(key)
+    def mean(self, key: str, alone: bool = False) -> float | None:
+        """The mean over the runs of the last value of the training; None where a run lacks it.
+
+        Args:
+            key: Of the number.
+            alone: Take what an evaluation by itself found instead.
+        """
+        values = self._values(key, alone)
         return fmean(values) if values else None
 
-    def deviation(self, key: str) -> float | None:
+    def deviation(self, key: str, alone: bool = False) -> float | None:
         """The standard deviation over runs (of a sample: divided by their number less 1); None for a single run."""
-        values = self._values(key)
+        values = self._values(key, alone)
         return stdev(values) if len(values) > 1 else None
 
-    def _values(self, key: str) -> list[float]:
-        found = [final(run, key) for run in self.runs]
+    def _values(self, key: str, alone: bool) -> list[float]:
+        found = [run.alone.get(key) if alone else final(run, key) for run in self.runs]
         return [value for value in found if value is not None] if None not in found else []
 
     def curve(self, key: str) -> tuple[Curve, list[float]] | None:

@@ -24,7 +24,7 @@ white-space:nowrap;overflow-x:auto}nav a{color:var(--accent);text-decoration:non
 .row{display:flex;flex-wrap:wrap;gap:22px 30px;align-items:flex-start}
 .row>figure.picture{flex:1 1 560px;min-width:0}
 .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,340px),1fr));gap:22px 30px;margin:8px 0}
-.scroll{overflow-x:auto;max-width:100%}
+.scroll{overflow-x:auto;max-width:100%}.scroll+.scroll{margin-top:20px}
 table{border-collapse:collapse;font-size:13.5px}caption{text-align:left;font-weight:600;padding:2px 0 6px}
 th,td{padding:3px 12px 3px 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
 th{font-weight:600;color:var(--pale)}thead th{vertical-align:bottom}
@@ -48,7 +48,7 @@ summary{cursor:pointer;color:var(--accent)}
 """
 
 
-_NUMBER = re.compile(r"[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?( ± \S+)?( %)?|–")
+_NUMBER = re.compile(r"[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?( ± \S+)?( %)?")
 
 
 def page(title: str, sections: Mapping[str, str], subtitle: str = "") -> str:
@@ -122,7 +122,7 @@ class Best:
 def _is_numeric(column: Sequence[object]) -> bool:
     cells = [_plain(cell) for cell in column if cell is not None]
     numbers = any(isinstance(cell, int | float) for cell in cells)
-    return numbers or (bool(cells) and all(isinstance(cell, str) and _NUMBER.fullmatch(cell) for cell in cells))
+    return numbers or all(isinstance(cell, str) and _NUMBER.fullmatch(cell) for cell in cells)
 
 
 def _is_short(column: Sequence[object]) -> bool:

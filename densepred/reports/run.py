@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -62,12 +63,9 @@ class Run:
     def curves(self) -> dict[str, Curve]:
         """What the training logged, by key; an evaluation by itself, whose steps begin anew, is not part of it."""
         curves: dict[str, Curve] = {}
-        reached = -1.0
-        for row in self.rows:
-            step = number(row.get("step", ""))
-            if step is None or math.isnan(step) or step < reached:
+        for step, row in self._by_step:
+            if step is None:
                 continue
-            reached = step
             for key, text in row.items():
                 if key not in ("step", "epoch") and (value := number(text)) is not None and not key.startswith("test/"):
                     curve = curves.setdefault(key, Curve([], []))
@@ -76,11 +74,31 @@ class Run:
         return curves
 
     @cached_property
+    def alone(self) -> dict[str, float]:
+        """The last numbers of evaluations by themselves, after or between trainings: those whose steps begin anew."""
+        found: dict[str, float] = {}
+        for step, row in self._by_step:
+            if step is None:
+                found |= _numbers(row)
+        return found
+
+    @property
+    def _by_step(self) -> Iterator[tuple[float | None, dict[str, str]]]:
+        """Each line and the step of the training that wrote it; None for an evaluation by itself."""
+        reached = -1.0
+        for row in self.rows:
+            step = number(row.get("step", ""))
+            if step is None or math.isnan(step):
+                continue
+            yield (step if step >= reached else None), row
+            reached = max(step, reached)
+
+    @cached_property
     def latest(self) -> dict[str, float]:
         """The last number logged of each key, whoever logged it."""
         found: dict[str, float] = {}
         for row in self.rows:
-            found |= {k: v for k, text in row.items() if k not in ("step", "epoch") and (v := number(text)) is not None}
+            found |= _numbers(row)
         return found
 
     def metrics(self, stage: str) -> dict[str, list[str]]:
@@ -149,6 +167,10 @@ def find_run(path: Path) -> Run:
             "(runs/<experiment>/version_0), or an experiment's folder with version_* in it."
         )
     return Run(max(versions, key=lambda found: int(found.name.removeprefix("version_"))))
+
+
+def _numbers(row: dict[str, str]) -> dict[str, float]:
+    return {k: v for k, text in row.items() if k not in ("step", "epoch") and (v := number(text)) is not None}
 
 
 def _index(names: list[str], name: str) -> int:

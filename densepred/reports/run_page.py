@@ -69,7 +69,7 @@ def _results(run: Run) -> str:
     tables = [result_tables(run, stage) for stage in ("val", "test")]
     kept = ", ".join(path.name for path in run.checkpoints())
     told = html.note(f"Checkpoints: {kept}.") if kept else html.note("No checkpoint was kept.")
-    told += html.note("Bold: the better of the two.") if 'best"' in "".join(tables) else ""
+    told += html.note("Bold: the best of a row.") if 'best"' in "".join(tables) else ""
     missing = (
         [] if any(tables) else [html.warning("No evaluation is in metrics.csv: the run ended, or is, before one.")]
     )
@@ -82,19 +82,20 @@ def result_tables(run: Run, stage: str) -> str:
     """The last metrics of a stage beside the constant predictor's, a table a task; per-class ones are left out."""
     constant = run.results(stage).get("constant", {})
     by_task: dict[str, list[list[Any]]] = {}
+    apart = stage == "val" and any(key in run.alone for key in run.curves if key.startswith("val/"))
+    checkpoint = run.diagnostics.get(stage, {}).get("checkpoint")
     for task, metrics in run.metrics(stage).items():
         for metric in metrics:
             key = f"{stage}/{task}/{metric}"
             # what the run was at its end; an evaluation by itself may have come later
-            both = [_number(final(run, key)), _number(constant.get(key))]
-            by_task.setdefault(task, []).append([metric, *best_marked(metric, both, both)])
-    header = ["", "network", "constant predictor"] if constant else ["", "network"]
-    return html.side_by_side(
-        *(
-            html.table(header, [row[: len(header)] for row in rows], f"{task}, {_words(stage)}")
-            for task, rows in by_task.items()
-        )
-    )
+            values = [_number(final(run, key))]
+            values += [_number(run.alone.get(key))] if apart else []
+            values += [_number(constant.get(key))] if constant else []
+            by_task.setdefault(task, []).append([metric, *best_marked(metric, values, values)])
+    header = ["", "last in training" if apart else "network"]
+    header += [f"by itself, {checkpoint}" if checkpoint else "by itself"] if apart else []
+    header += ["constant predictor"] if constant else []
+    return html.side_by_side(*(html.table(header, rows, f"{task}, {_words(stage)}") for task, rows in by_task.items()))
 
 
 def _number(value: float | None) -> float | None:
@@ -167,6 +168,9 @@ def spans_decades(series: list[Series]) -> bool:
 def _short(key: str, plot: Plot) -> str:
     """The part of a key that the plot's title does not say."""
     parts = key.split("/")
+    tasks = {other.split("/")[1] for other in plot.keys if other.count("/") == 2}
+    if len(tasks) > 1:
+        return parts[1]
     return parts[-1] if len(parts) > 3 or key.startswith("lr-") else parts[0]
 
 
