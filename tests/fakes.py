@@ -3,6 +3,8 @@
 Every picture can be learnt: a class has its own colour, depth is a slanted floor before a wall.
 """
 
+import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
@@ -227,3 +229,64 @@ def write_class_mapping(path: Path) -> None:
     all_names = np.array([[f"class {i + 1}" for i in range(894)]], dtype=object)
     mapping = (np.arange(894) % 40 + 1).astype(np.uint8)[None]
     scipy.io.savemat(path, {"mapClass": mapping, "className": names, "allClassName": all_names})
+
+
+def write_tiff(path: Path, image: np.ndarray, bands_apart: bool = False) -> None:
+    """An uncompressed TIFF of (H, W, bands) of any type of number, in two strips, by the format's definition."""
+    height, width, bands = image.shape
+    strips = [image[: height // 2 + 1], image[height // 2 + 1 :]]
+    blocks = [s[..., i : i + 1] for i in range(bands) for s in strips] if bands_apart else strips
+    data = [block.tobytes() for block in blocks]
+    offsets = [8 + sum(map(len, data[:i])) for i in range(len(data))]
+    content = b"".join(data) + b"\0" * (sum(map(len, data)) % 2)
+    values = {
+        256: [width], 257: [height], 258: [8 * image.itemsize] * bands, 259: [1], 262: [1], 273: offsets, 277: [bands],
+        278: [height // 2 + 1], 279: [len(part) for part in data], 284: [2 if bands_apart else 1],
+        338: [0] * (bands - 1), 339: [{"u": 1, "i": 2, "f": 3}[image.dtype.kind]] * bands,
+    }  # fmt: skip
+    entries = b""
+    for tag, numbers in values.items():
+        packed = struct.pack(f"<{len(numbers)}I", *numbers)
+        if len(packed) > 4:
+            place = struct.pack("<I", 8 + len(content))
+            content, packed = content + packed, place
+        entries += struct.pack("<HHI", tag, 4, len(numbers)) + packed.ljust(4, b"\0") if numbers else b""
+    count = sum(bool(numbers) for numbers in values.values())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(
+        b"II*\0" + struct.pack("<I", 8 + len(content)) + content + struct.pack("<H", count) + entries + bytes(4)
+    )
+
+
+def write_folder(
+    folder: Path,
+    names: Sequence[str] = tuple("abcdefghij"),
+    images: str = "images",
+    labels: str | None = "labels",
+    depth: str | None = None,
+    normals: str | None = None,
+    classes: int = 3,
+    size: tuple[int, int] = (48, 64),
+    seed: int = 0,
+) -> Path:
+    """Own data below `folder`: PNG pictures, grey ids, 16-bit millimetres, encoded normals, classes.txt; returns it.
+
+    Folders may hold a star for the name ("labels/*_mask.png").
+    """
+    rng = np.random.default_rng(seed)
+    for name in names:
+        ids = draw_labels(rng, size, classes)
+        metres = room_depth(rng, size)
+        metres[2:6, 3:9] = 0
+        wall = np.where(np.arange(size[0])[:, None, None] < size[0] // 2, [128, 128, 0], [128, 0, 128])
+        planes = {
+            images: paint(rng, ids), labels: ids, depth: np.round(metres * 1000).astype(np.uint16),
+            normals: np.broadcast_to(wall, (*size, 3)).astype(np.uint8),
+        }  # fmt: skip
+        for pattern, array in planes.items():
+            if pattern is not None:
+                path = folder / (pattern.replace("*", name) if "*" in pattern else f"{pattern}/{name}.png")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(array).save(path)
+    write_list(folder / "classes.txt", [f"class {i}" for i in range(classes)])
+    return folder

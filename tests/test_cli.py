@@ -246,6 +246,8 @@ def test_every_experiment_trains_a_few_steps_on_tiny_data(path, tmp_path, monkey
         arguments += [f"--data.root={fakes.write_isbi(tmp_path)}", "--data.val_slices=2"]
     if "nyu" in path.stem:
         arguments += [f"--data.root={fakes.write_nyu(tmp_path / 'nyu', train=6, size=(480, 640))}"]
+    if "folder" in path.stem:
+        arguments += [f"--data.root={fakes.write_folder(tmp_path / 'mine', classes=2)}", "--data.val_share=0.4"]
     data = ["--data.batch_size=2", "--data.eval_batch_size=1", "--data.num_workers=0"]
     assert main(["fit", "--config", str(path), *data, *arguments]) == 0
     assert list(tmp_path.glob("runs/*/version_0/checkpoints/last.ckpt"))

@@ -29,7 +29,7 @@ Target = Literal["segmentation", "depth", "normals"]
 
 
 class FolderDataModule(DenseDataModule):
-    """Own data: images with labels, depth or normals in folders, matched by name; the folders there are, are the tasks.
+    """Own data: images with labels, depth or normals in folders, matched by name.
 
         my_photos/
             images/a.jpg  images/b.jpg  ...       photos, grey, 16 bits, .tif and .npy of any number of bands
@@ -39,8 +39,9 @@ class FolderDataModule(DenseDataModule):
             classes.txt                           a class a line: line 0 is id 0
             train.txt  val.txt  test.txt          optional; or train/images, val/images, ...; or images/train, ...
 
-    Without lists and folders of splits, each image falls into one by a hash of its name: added images move no others.
-    A set with train but without val keeps `val_share` of train for validation, in the same way.
+    A folder that is there becomes a key of the sample. Without lists and folders of splits, each image falls into one
+    by a hash of its name: added images move no others. A set with train but without val keeps `val_share` of train for
+    validation, in the same way.
 
     Images of 8 bits stay uint8, all others become float32 in [0, 1]: 16 bits are divided by 65535, `white` says other
     scales. Set the encoder's `in_channels` to `channels` where it is not 3.

@@ -162,7 +162,8 @@ class FolderSplits:
 
     def some(self, key: str, count: int = 10) -> list[Path]:
         """The first files of a target."""
-        folders = [self.targets[key].replace(SPLIT, name) for name in dict.fromkeys([*self.names.values(), *VAL_NAMES])]
+        names = [*self.names.values(), *VAL_NAMES]
+        folders = dict.fromkeys(self.targets[key].replace(SPLIT, name) for name in names)
         return [path for folder in folders for path in find_files(self.root, folder).values()][:count]
 
     def _source(self, split: Split) -> tuple[Split, Callable[[str], bool]]:

@@ -26,6 +26,8 @@ PREDICTED = (5, *DEFLATES, 34925, 50000)
 """Compressions that have a predictor: LZW, Deflate, LZMA, Zstandard. With others libtiff ignores the entry, as here."""
 RAW_COLOURS = (1, 2)
 """Photometric interpretations whose numbers are what they say: black is zero, RGB."""
+LARGEST = 2**33
+"""So many numbers are not in one image; a damaged header may claim them."""
 BROKEN = (struct.error, KeyError, IndexError, ValueError, ZeroDivisionError, OverflowError, MemoryError, OSError)
 """What a damaged header or block ends in."""
 
@@ -113,7 +115,7 @@ def _layout(content: Bytes) -> TiffLayout:
     tags, order = _tags(content)
     bands = tags.get(BANDS, [1])[0]
     height, width = tags[HEIGHT][0], tags[WIDTH][0]
-    if not height or not width or not bands:
+    if not height or not width or not bands or height * width * bands > LARGEST:
         raise ValueError(f"its header says {height} x {width} pixels, {bands} bands")
     tiled = TILE_OFFSETS in tags
     rows = min(tags.get(ROWS_PER_STRIP, [height])[0], height)
