@@ -1,5 +1,6 @@
 """Progress: a bar in a terminal, a line an epoch elsewhere."""
 
+import os
 import sys
 import time
 from typing import Any
@@ -10,7 +11,14 @@ from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 from torch import Tensor
 
+from densepred.callbacks.data_wait import DataWait
+from densepred.callbacks.throughput import Throughput
 from densepred.tasks.base import Batch, Task
+
+STARVED = 0.2
+"""The share of the time above which waiting for data is told."""
+
+SECONDS_BETWEEN_MOVES = 0.2
 
 
 class EpochProgress(TQDMProgressBar):
@@ -22,11 +30,14 @@ class EpochProgress(TQDMProgressBar):
     training, of all processes, validation not counted. The metrics are those that the tasks name in `shown`; they stand
     in the epochs that validated.
 
+    Where a network waits for its data more than a fifth of the time, the line ends with it, `waiting for data 43%`, and
+    the first such line is followed by what helps. `Throughput` measures it.
+
     Where standard output is a terminal there is a moving bar below the lines as well, with the loss of the current step
     and the latest metrics. Where it is a file or a pipe there is none: it would write thousands of carriage returns.
 
     Args:
-        refresh_rate: The bar moves every so many batches.
+        refresh_rate: The bar moves every so many batches, at most five times a second: each time waits for the device.
         bar: Show the bar: True, False, or None for "if standard output is a terminal".
     """
 
@@ -35,6 +46,8 @@ class EpochProgress(TQDMProgressBar):
     def __init__(self, refresh_rate: int = 1, bar: bool | None = None) -> None:
         super().__init__(refresh_rate)
         self.bar = bar
+        self._moved = 0.0
+        self._advised = False
         self._start_epoch()
 
     @property
@@ -47,7 +60,18 @@ class EpochProgress(TQDMProgressBar):
         """What stands behind the bar: the loss, and the metrics that the tasks show."""
         found = trainer.progress_bar_metrics
         loss = {"loss": found["train/loss"]} if "train/loss" in found else {}
-        return {**loss, **{key: found[key] for key in shown_keys(pl_module) if key in found}}
+        share = self._waiting(trainer)[0]
+        wait = {"waiting for data": f"{share:.0%}"} if share > STARVED else {}
+        return {**loss, **{key: found[key] for key in shown_keys(pl_module) if key in found}, **wait}
+
+    def _should_update(self, current: int, total: int) -> bool:
+        if not super()._should_update(current, total):
+            return False
+        now = time.perf_counter()
+        if current != total and now - self._moved < SECONDS_BETWEEN_MOVES:
+            return False
+        self._moved = now
+        return True
 
     def init_train_tqdm(self) -> Tqdm:
         """A bar that goes away when the training ends: the lines stay."""
@@ -67,6 +91,8 @@ class EpochProgress(TQDMProgressBar):
         super().on_train_epoch_start(trainer, *_)
         self.train_progress_bar.set_description(epoch_of(trainer))
         self._start_epoch()
+        if (clock := _clock(trainer)) is not None:
+            self._clock_began = (*clock.read(), clock.starting)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -106,7 +132,7 @@ class EpochProgress(TQDMProgressBar):
         super().on_train_epoch_end(trainer, pl_module)
         if not trainer.is_global_zero or trainer.sanity_checking:
             return
-        line = self._line(trainer, pl_module)
+        line = "\n".join([self._line(trainer, pl_module), *self._advice(trainer)])
         if self.train_progress_bar.disable:
             print(line, flush=True)
         else:
@@ -132,6 +158,7 @@ class EpochProgress(TQDMProgressBar):
         self._images = 0
         self._steps = 0
         self._loss = torch.zeros(())
+        self._clock_began = 0.0, 0.0, 0.0
 
     def _line(self, trainer: pl.Trainer, module: pl.LightningModule) -> str:
         seconds = time.perf_counter() - self._began
@@ -142,7 +169,56 @@ class EpochProgress(TQDMProgressBar):
         if self._validated:
             found = trainer.callback_metrics
             parts += [f"{key} {float(found[key]):.4g}" for key in shown_keys(module) if key in found]
+        if (share := self._waiting(trainer)[0]) > STARVED:
+            parts.append(f"waiting for data {share:.0%}")
         return "  ".join(parts)
+
+    def _waiting(self, trainer: pl.Trainer) -> tuple[float, float]:
+        """The share of the epoch's training that was spent waiting for data; and without its first batch."""
+        clock = _clock(trainer)
+        if clock is None:
+            return 0.0, 0.0
+        waited, total = (now - then for now, then in zip(clock.read(), self._clock_began[:2], strict=True))
+        starting = clock.starting - self._clock_began[2]
+        return waited / max(total, 1e-9), (waited - starting) / max(total - starting, 1e-9)
+
+    def _advice(self, trainer: pl.Trainer) -> list[str]:
+        if self._advised or self._waiting(trainer)[1] <= STARVED:
+            return []
+        self._advised = True
+        workers = getattr(trainer.train_dataloader, "num_workers", 0)
+        return [f"  {starvation_advice(workers, _cores() // trainer.num_devices - 1)}"]
+
+
+def _clock(trainer: pl.Trainer) -> DataWait | None:
+    throughput = [callback for callback in trainer.callbacks if isinstance(callback, Throughput)]  # type: ignore[attr-defined]
+    return throughput[0].clock if throughput else None
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def starvation_advice(workers: int, most: int) -> str:
+    """What helps a loader that is too slow.
+
+    Args:
+        workers: The processes that load now.
+        most: How many this machine has cores for.
+
+    Example:
+        >>> print(starvation_advice(2, 7))
+        The loader is what limits the speed: --data.num_workers 7 (now 2).
+        >>> print(starvation_advice(7, 7).partition(":")[0])
+        The loader is what limits the speed, and 7 workers use all cores
+    """
+    if workers < most:
+        return f"The loader is what limits the speed: --data.num_workers {most} (now {workers})."
+    cores = f"{workers} workers use all cores" if workers else "there is no core to spare for workers"
+    return (
+        f"The loader is what limits the speed, and {cores}: resize large images once, on disk; give up costly "
+        "train_transforms; keep the files on a disk of this machine; or train a larger network, which costs no time."
+    )
 
 
 def shown_keys(module: Any) -> list[str]:

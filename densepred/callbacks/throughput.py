@@ -1,7 +1,6 @@
 """What the machine does while a network trains: images a second, waiting for data, memory, size of the gradient."""
 
 import sys
-import time
 from typing import Any
 
 import pytorch_lightning as pl
@@ -10,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from densepred.balance.task_losses import TaskLosses
+from densepred.callbacks.data_wait import DataWait
 from densepred.tasks.base import Batch
 
 
@@ -17,8 +17,8 @@ class Throughput(pl.Callback):
     """Logs, every `log_every_n_steps` of the trainer, over the steps since the last time:
 
     - `speed/images_per_second`: of all processes, validation not counted;
-    - `speed/data_wait`: the share of the time in which the process waited for a batch; far above 0, the loader is what
-      limits the speed;
+    - `speed/data_wait`: the share of the time in which there was no batch to work on (`DataWait`); far above 0, the
+      loader is what limits the speed;
     - `memory/process` (the most this process held so far) and, on CUDA, `memory/device` (the most since the last time),
       in GiB;
     - `train/gradient_norm`: of all gradients, before clipping; and of several tasks each one's by itself,
@@ -31,34 +31,40 @@ class Throughput(pl.Callback):
 
     Args:
         gradient_norm: Log the norm of the gradients (left out where parameters are sharded: a shard's norm is not it).
+
+    Attributes:
+        clock: Of the training, and of what it waits; others may read it.
     """
 
     def __init__(self, gradient_norm: bool = True) -> None:
         super().__init__()
         self.gradient_norm = gradient_norm
+        self.clock = DataWait(torch.device("cpu"))
         self._images = 0
-        self._waited = self._busy = 0.0
-        self._ended: float | None = None
-        self._began = 0.0
+        self._read = 0.0, 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Sets up the clock."""
+        self.clock = DataWait(pl_module.device)
+        self._images, self._read = 0, (0.0, 0.0)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts the clock: starting workers is waiting too."""
-        self._ended = time.perf_counter()
+        self.clock.begin(epoch=True)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stops the clock."""
-        self._ended = None
+        self.clock.pause()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Lets it run on."""
-        self._ended = time.perf_counter()
+        self.clock.begin(epoch=False)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         """A batch has come."""
-        self._began = time.perf_counter()
-        self._waited += 0.0 if self._ended is None else self._began - self._ended
+        self.clock.came()
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         """Measures the gradient of each task, at the steps that log."""
@@ -87,19 +93,19 @@ class Throughput(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Adds up, and logs when it is time."""
-        self._ended = time.perf_counter()
-        self._busy += self._ended - self._began
+        self.clock.done()
         self._images += len(batch["image"])
         if not _logs(trainer, trainer.global_step - 1) or trainer.fit_loop.epoch_loop._should_accumulate():
             return
-        seconds = max(self._waited + self._busy, 1e-9)
+        waited, total = self.clock.read()
+        seconds = max(total - self._read[1], 1e-9)
         pl_module.log("speed/images_per_second", self._images * trainer.world_size / seconds)
-        pl_module.log("speed/data_wait", self._waited / seconds)
+        pl_module.log("speed/data_wait", (waited - self._read[0]) / seconds)
+        self._images, self._read = 0, (waited, total)
         pl_module.log("memory/process", process_gibibytes())
         if pl_module.device.type == "cuda":
             pl_module.log("memory/device", torch.cuda.max_memory_allocated(pl_module.device) / 2**30)
             torch.cuda.reset_peak_memory_stats(pl_module.device)
-        self._images, self._waited, self._busy = 0, 0.0, 0.0
 
 
 def _logs(trainer: pl.Trainer, step: int) -> bool:
