@@ -10,6 +10,7 @@ from typing import Any
 from lightning_fabric.loggers.csv_logs import _ExperimentWriter
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
+from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities import rank_zero_only
 
 from densepred.errors import ConfigurationError
@@ -43,8 +44,9 @@ class RunLogger(CSVLogger):
             return version
 
     @property
+    @rank_zero_experiment
     def experiment(self) -> _ExperimentWriter:
-        """The writer of the CSV file."""
+        """The writer of the CSV file; the first process has it alone, and so makes the run's folder alone."""
         if self._experiment is None:
             try:
                 os.makedirs(self.log_dir, exist_ok=True)

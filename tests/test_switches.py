@@ -16,6 +16,7 @@ import yaml
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.plugins import TorchSyncBatchNorm
+from pytorch_lightning.utilities import rank_zero_only
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.optim import SGD
@@ -473,9 +474,17 @@ def test_two_processes_by_torchrun_average_and_accumulate_as_one_with_their_batc
     close(together["state_dict"], alone["state_dict"], 1e-4)
 
 
+def test_the_first_process_alone_makes_the_folder_of_a_run(tmp_path, monkeypatch):
+    (tmp_path / "version_0").mkdir()  # which the first process has just made
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    RunLogger(tmp_path).experiment.log_metrics({"loss": 1.0})
+    assert [path.name for path in tmp_path.iterdir()] == ["version_0"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--trainer.strategy=fsdp"], "The strategy `fsdp` requires a GPU accelerator"),
         (["--trainer.precision=bf16-true"], "Set trainer.precision to bf16-mixed"),
         (["--trainer.precision=16-true", "--trainer.devices=1"], "Set trainer.precision to 16-mixed"),
         (
@@ -487,7 +496,7 @@ def test_two_processes_by_torchrun_average_and_accumulate_as_one_with_their_batc
             "Take SWA, which densepred has for it",
         ),
     ],
-    ids=["bf16", "fp16", "sync", "swa"],
+    ids=["fsdp", "bf16", "fp16", "sync", "swa"],
 )
 def test_switches_that_would_mislead_are_refused_with_what_to_take_instead(options, message, config, capsys):
     assert main(["fit", "--config", str(config), *options]) == 1

@@ -166,7 +166,10 @@ class DensePredCLI(LightningCLI):
         own = _as_list(options.get("callbacks"))
         kwargs["callbacks"] = [*own, *self._standard_callbacks(options, own, kwargs["logger"])]
         kwargs["enable_model_summary"] = False  # Lightning's knows no encoder and no decoder
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except ValueError as error:  # Lightning's own: a strategy that needs a GPU, ...
+            raise ConfigurationError(f"trainer: {error}") from error
         refuse_what_misleads(trainer)
         return trainer
 
