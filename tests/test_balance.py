@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+import yaml
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.strategies import FSDPStrategy
 from torch.utils.data import DataLoader
@@ -25,17 +26,21 @@ from densepred.callbacks.checkpoints import LastCheckpoint
 from densepred.callbacks.compiled import Compile
 from densepred.callbacks.freeze import Freeze
 from densepred.callbacks.throughput import Throughput
+from densepred.cli import main
 from densepred.data.rooms import RoomsDataModule
 from densepred.decoders.pointwise import PointwiseDecoder
 from densepred.decoders.unet import UNetDecoder
 from densepred.encoders.unet import UNetEncoder
 from densepred.errors import ConfigurationError
 from densepred.module import DensePredictor
+from densepred.reports.layout import layout
+from densepred.reports.run import Run
 from densepred.tasks.depth import Depth
 from densepred.tasks.normals import Normals
 from densepred.tasks.segmentation import Segmentation
+from tests.test_cli import ROOMS
 
-METHODS = [UncertaintyBalance, GradNormBalance, EqualGradientBalance]
+METHODS = [UncertaintyBalance, GradNormBalance, partial(EqualGradientBalance, every=1)]
 
 
 def tasks():
@@ -279,7 +284,7 @@ def test_a_balanced_training_goes_on_from_its_checkpoint_as_if_it_had_not_stoppe
         assert torch.equal(value, rest.state_dict()[name]), name
     assert not torch.equal(whole.balance.weights(), begun(method()).weights())
     again = DensePredictor.load_from_checkpoint(path, weights_only=True)
-    assert type(again.balance) is method
+    assert type(again.balance) is type(stopped.balance)
     torch.testing.assert_close(again.balance.state_dict(), stopped.balance.state_dict(), rtol=0, atol=0)
 
 
@@ -361,6 +366,28 @@ def test_every_makes_the_measurements_rarer(tmp_path, monkeypatch):
     monkeypatch.setattr(EqualGradientBalance, "observe", lambda self, step: (steps.append(1), observe(self, step)))
     fit(tmp_path, EqualGradientBalance(every=3), steps=7)
     assert len(steps) == 3  # steps 0, 3, 6
+
+
+def test_a_balance_is_named_in_a_configuration_and_its_curves_stand_together(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    config = yaml.safe_load(yaml.safe_dump(ROOMS))
+    config["model"]["init_args"]["balance"] = {"class_path": "GradNormBalance", "init_args": {"alpha": 0.5}}
+    config["trainer"] |= {"max_steps": 2, "max_epochs": 1, "log_every_n_steps": 1}
+    Path("rooms.yaml").write_text(yaml.safe_dump(config))
+    assert main(["fit", "--config", "rooms.yaml", "--model.balance.every", "2"]) == 0
+    balance = DensePredictor.load_from_checkpoint("runs/version_0/checkpoints/last.ckpt").balance
+    assert (balance.alpha, balance.every) == (0.5, 2)
+    plots = {plot.title: plot.keys for plot in layout(Run(Path("runs/version_0")).curves)["Balance"]}
+    names = [task["class_path"].rpartition(".")[2].lower() for task in config["model"]["init_args"]["tasks"]]
+    assert set(plots["factor of each task"]) == {f"train/{name}/weight" for name in names}
+    assert set(plots["gradient of each task at the encoder"]) == {f"train/{name}/gradient_norm" for name in names}
+    assert main(["report", "runs/version_0"]) == 0
+    page = next(Path("runs").rglob("*.html")).read_text()
+    assert "factor of each task" in page
+    capsys.readouterr()
+    assert main(["list", "balance"]) == 0
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert listed == ["balance", "EqualGradientBalance", "GradNormBalance", "UncertaintyBalance"]
 
 
 @pytest.mark.slow

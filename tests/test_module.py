@@ -70,6 +70,23 @@ def test_a_module_built_in_python_reloads_from_its_checkpoint_alone(tmp_path):
     assert again.network.auxiliary_decoders is not None
 
 
+class Small(DensePredictor):
+    """A class of one's own with arguments of its own."""
+
+    def __init__(self, width: int, scale: float = 2.0) -> None:
+        super().__init__(ResNetEncoder("resnet18"), partial(UNetDecoder, widths=(width,) * 4), [Depth()])
+        self.scale = scale
+
+
+def test_a_class_of_ones_own_reloads_by_its_own_arguments(tmp_path):
+    run = trainer(tmp_path)
+    run.strategy.connect(Small(8))
+    run.save_checkpoint(tmp_path / "x.ckpt")
+    again = Small.load_from_checkpoint(tmp_path / "x.ckpt", weights_only=True)
+    assert again.scale == 2.0
+    torch.testing.assert_close(again.state_dict(), run.lightning_module.state_dict())
+
+
 def test_reloading_never_asks_for_the_pretrained_weights_again(tmp_path):
     weights = tmp_path / "resnet18.pth"
     torch.save(ResNetEncoder("resnet18").state_dict(), weights)
@@ -102,6 +119,18 @@ def test_the_loss_is_the_weighted_sum_of_the_tasks_losses_and_of_the_auxiliary_o
     torch.testing.assert_close(total, expected)
     module.eval()
     assert set(module.network.planes(batch["image"])) == {"segmentation", "depth", "normals"}
+
+
+def test_every_auxiliary_decoder_adds_its_weighted_loss():
+    module = build(auxiliary=PointwiseDecoder, auxiliary_depth=2, auxiliary_weight=0.25, tasks=[Depth(weight=0.5)])
+    module.log = lambda *args, **kwargs: None
+    batch = next(iter(loader(size=(64, 64))))
+    total = module.training_step(batch, 0)
+    planes = module.network.planes(batch["image"])
+    assert list(planes) == ["depth", "depth/auxiliary", "depth/auxiliary2"]
+    losses = [module.tasks[0].loss_from_planes(planes[name], batch) for name in planes]
+    assert len({loss.item() for loss in losses}) == 3
+    torch.testing.assert_close(total, 0.5 * losses[0] + 0.125 * losses[1] + 0.125 * losses[2])
 
 
 @pytest.mark.parametrize("size", [(33, 47), (64, 96)])

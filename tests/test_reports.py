@@ -340,6 +340,20 @@ def test_delta_m_is_the_mean_of_signed_relative_changes(tmp_path):
     assert changes_of(groups[1], groups) == ([], [])
 
 
+def test_delta_m_says_with_which_of_several_single_task_runs_it_compares(tmp_path):
+    runs = [
+        written(tmp_path / "all" / "version_0", config(["A", "B"]), val__a__miou=[0.5], val__b__rmse=[1]),
+        written(tmp_path / "slow" / "version_0", config(["A"], rate=0.01), val__a__miou=[0.4]),
+        written(tmp_path / "fast" / "version_0", config(["A"], rate=0.1), val__a__miou=[0.8]),
+        written(tmp_path / "b" / "version_0", config(["B"]), val__b__rmse=[2]),
+    ]
+    groups = groups_of(runs)
+    changes, notes = changes_of(groups[0], groups)
+    # (0.5 - 0.8) / 0.8, and an error that has halved
+    assert [change.change for change in changes] == pytest.approx([-0.375, 0.5])
+    assert notes == ["slow, fast all learn a alone; compared with fast."]
+
+
 def test_delta_m_against_another_encoder_is_told(tmp_path):
     runs = [
         written(tmp_path / "all" / "version_0", config(["A", "B"]), val__a__miou=[0.5], val__b__rmse=[1]),

@@ -44,7 +44,7 @@ class EqualGradientBalance(MeasuredBalance):
     norms: Tensor
     seen: Tensor
 
-    def __init__(self, momentum: float = 0.9, every: int = 1) -> None:
+    def __init__(self, momentum: float = 0.9, every: int = 10) -> None:
         super().__init__(every)
         if not 0 <= momentum < 1:
             raise ConfigurationError(f"EqualGradientBalance: momentum is {momentum}; expected 0 or more, below 1.")

@@ -24,7 +24,8 @@ class MeasuredBalance(Balance):
     the factors are equal on all processes, and they hold from the next step on; in the first one all are 1.
 
     What measuring costs is a second backward pass through the decoders and losses, a further one for each task where
-    `share_decoder` is set; `every` makes it rarer. A task whose batch has no valid target is not measured and keeps its
+    `share_decoder` is set (three tasks, UNet/resnet18, 4 x 120 x 160 on one CPU core: a step takes 29 % longer, with a
+    shared decoder 46 %); `every` makes it rarer. A task whose batch has no valid target is not measured and keeps its
     factor, and while the encoder is frozen all do.
 
     Args:

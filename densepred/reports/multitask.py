@@ -76,6 +76,10 @@ def changes_of(together: Group, groups: Sequence[Group]) -> tuple[list[TaskChang
     if len(tasks) < 2 or not set(tasks) <= set(singles):
         return [], []
     changes, notes = [], []
+    for task in tasks:
+        alone = [group.name for group in groups if _only_task(group) == [task]]
+        if len(alone) > 1:
+            notes.append(f"{', '.join(alone)} all learn {task} alone; compared with {singles[task].name}.")
     for task, (metric, mode) in tasks.items():
         key = f"val/{task}/{metric}"
         mine, other = together.mean(key), singles[task].mean(key)
