@@ -25,8 +25,8 @@ class Loss(Recorded, nn.Module, ABC):
     exclusive: bool | None = None
     """Of labels: whether they exclude each other (a softmax over the planes) or are answers of every plane (a sigmoid
     of each); none means either."""
-    weighted_classes: list[str] | None = None
-    """Names of the classes that its class weights were made for, where they are known; a task compares them."""
+    named_weights: dict[str, float] | None = None
+    """Its class weights by the classes' names, where they were given so; a task brings them into its classes' order."""
     takes_pixel_weights: bool = False
     """Whether `forward` also takes a weight for each pixel (B, H, W)."""
 

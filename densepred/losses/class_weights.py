@@ -1,7 +1,7 @@
 """Class weights from how often classes occur: computed, and read from the file of `densepred check-data`."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -171,11 +171,20 @@ def with_weights_read(options: Any) -> Any:
     return options
 
 
-def refuse_other_classes(weighted: Sequence[str], classes: Sequence[str], where: str) -> None:
-    """Raises a ConfigurationError where weights were made for other classes, or for the same in another order."""
-    if list(weighted) != list(classes):
+def in_order(weights: Mapping[str, float], classes: Sequence[str], where: str) -> dict[str, float]:
+    """Weights by name in the order of the classes. (Their own says nothing: YAML is written in alphabetical order.)
+
+    Raises:
+        ConfigurationError: If they are for other classes.
+
+    Example:
+        >>> in_order({"road": 1.0, "sky": 2.0}, ["sky", "road"], "Task")
+        {'sky': 2.0, 'road': 1.0}
+    """
+    if set(weights) != set(classes):
         raise ConfigurationError(
-            f"{where}: the {KEY} are for {len(weighted)} classes ({', '.join(weighted)}), the task has {len(classes)} "
-            f"({', '.join(classes)}). Give weights for these, in this order: `densepred check-data` on the run's own "
-            "data computes them."
+            f"{where}: the {KEY} are for {len(weights)} classes ({', '.join(weights)}), the task has {len(classes)} "
+            f"({', '.join(classes)}). Give a weight for each of these: `densepred check-data` on the run's own data "
+            "computes them."
         )
+    return {name: weights[name] for name in classes}

@@ -219,12 +219,12 @@ class BinaryCrossEntropyLoss(Loss):
 def register_weights(loss: Loss, name: str, weights: ClassWeights | None) -> None:
     """A buffer that follows the loss to its device; checkpoints hold the argument, not the buffer.
 
-    Weights that stand in a file are read, and become the argument: a checkpoint does not need the file. Names of
-    classes are kept in `loss.weighted_classes`, for the task to compare with its own.
+    Weights that stand in a file are read, and become the argument: a checkpoint does not need the file. Weights by name
+    are kept in `loss.named_weights`, for the task to bring into the order of its classes.
     """
     if isinstance(weights, str):
         weights = loss.init_args[name] = read_class_weights(weights)
-    loss.weighted_classes = list(weights) if isinstance(weights, dict) else None
+    loss.named_weights = weights if isinstance(weights, dict) else None
     numbers = list(weights.values()) if isinstance(weights, dict) else weights
     if numbers is not None and not all(math.isfinite(weight) and weight >= 0 for weight in numbers):
         raise ConfigurationError(f"{type(loss).__name__}: {name} must be finite and at least 0; got {numbers}.")

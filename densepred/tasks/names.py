@@ -57,5 +57,5 @@ def missing_names(task: Task, expected: list[str], data: str) -> list[str] | Non
             "data's names in their order."
         )
     if isinstance(task, Segmentation):
-        task.refuse_other_weights(expected)
+        task.place_weights(expected)
     return expected

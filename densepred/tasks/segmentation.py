@@ -9,9 +9,9 @@ from torchmetrics import Metric
 from densepred.errors import ConfigurationError, DataError
 from densepred.losses.bands import upsampled_labels
 from densepred.losses.base import Loss
-from densepred.losses.class_weights import ClassWeights, read_class_weights, refuse_other_classes
+from densepred.losses.class_weights import ClassWeights, in_order, read_class_weights
 from densepred.losses.fused import upsampled_cross_entropy
-from densepred.losses.segmentation import BinaryCrossEntropyLoss, CrossEntropyLoss
+from densepred.losses.segmentation import BinaryCrossEntropyLoss, CrossEntropyLoss, register_weights
 from densepred.metrics.segmentation import Mode, SegmentationMetrics, class_names
 from densepred.palettes import VOID_COLOUR, voc_palette
 from densepred.sample import VOID, Kind, pad_planes, valid_segmentation
@@ -91,21 +91,47 @@ class Segmentation(Task):
                 f"{type(loss).__name__} (where it takes some), or leave `loss` out."
             )
         planes = 1 if mode == "binary" else len(names)
-        loss = _default_loss(mode, class_weights) if loss is None else loss
+        if loss is None:
+            numbers = list(class_weights.values()) if isinstance(class_weights, dict) else class_weights
+            loss = _default_loss(mode, numbers)
         super().__init__(name, planes, loss, weight)
         _check_loss(loss, planes, mode)
         self.classes = names
         self.mode = mode
         self.palette = voc_palette(len(names)) if palette is None else palette
-        self._weighted = [list(class_weights)] if isinstance(class_weights, dict) else []
-        self._weighted += [part.weighted_classes for part in parts(loss) if part.weighted_classes is not None]
-        if not isinstance(classes, int):
-            self.refuse_other_weights(names)
+        self._unplaced: list[str] = []
+        self._place_weights(names, made_up=isinstance(classes, int))
 
-    def refuse_other_weights(self, classes: list[str]) -> None:
-        """Raises a ConfigurationError where class weights were made for classes of other names, or in another order."""
-        for weighted in self._weighted:
-            refuse_other_classes(weighted, classes, f"Task {self.name!r}")
+    def place_weights(self, classes: list[str]) -> None:
+        """Brings class weights that were given by name into the order of the classes.
+
+        Raises:
+            ConfigurationError: If they were made for other classes.
+        """
+        self._place_weights(classes, made_up=False)
+
+    def _place_weights(self, classes: list[str], made_up: bool) -> None:
+        own = self.init_args.get("class_weights")
+        given = [part.named_weights for part in parts(self.loss) if part.named_weights is not None]
+        by_name = [weights for weights in [own, *given] if isinstance(weights, dict)]
+        # the data will tell the names; made-up ones are those of `densepred check-data` too
+        self._unplaced = [name for weights in by_name for name in weights if made_up and name not in classes]
+        if self._unplaced:
+            return
+        where = f"Task {self.name!r}"
+        if isinstance(own, dict):
+            self.loss = _default_loss(self.mode, list(in_order(own, classes, where).values()))
+        for part in parts(self.loss):
+            if part.named_weights is not None:
+                placed = in_order(part.named_weights, classes, where)
+                register_weights(part, "class_weights", placed)
+
+    def _refuse_unplaced_weights(self) -> None:
+        if self._unplaced:
+            raise ConfigurationError(
+                f"Task {self.name!r}: class_weights are given by name ({', '.join(self._unplaced)}), but the task "
+                "knows only the number of its classes, and the data don't name them. Give the task's `classes` by name."
+            )
 
     @property
     def fused(self) -> bool:
@@ -151,6 +177,7 @@ class Segmentation(Task):
 
     def compute_loss(self, output: Tensor, batch: Batch) -> Tensor:
         """Logits at the image's size to a scalar."""
+        self._refuse_unplaced_weights()
         weights = self._pixel_weights(batch)
         try:
             if weights is None:
@@ -164,6 +191,7 @@ class Segmentation(Task):
         """Planes at the decoder's own stride to a scalar, fused with the upsampling where the loss allows."""
         if not isinstance(self.loss, CrossEntropyLoss) or not self.fused:
             return super().loss_from_planes(planes, batch)
+        self._refuse_unplaced_weights()
         target, size = self.target(batch), tuple(batch["image"].shape[-2:])
         if target.shape[-2:] != size:
             raise ConfigurationError(
@@ -237,16 +265,15 @@ class Segmentation(Task):
         return table[index].permute(0, 3, 1, 2).contiguous()
 
 
-def _default_loss(mode: Mode, class_weights: list[float] | dict[str, float] | None) -> Loss:
+def _default_loss(mode: Mode, class_weights: list[float] | None) -> Loss:
     if mode == "multiclass":
         return CrossEntropyLoss(class_weights)
-    weights = list(class_weights.values()) if isinstance(class_weights, dict) else class_weights
-    if mode == "binary" and weights is not None:
-        absent, present = weights
+    if mode == "binary" and class_weights is not None:
+        absent, present = class_weights
         if absent <= 0:
             raise ConfigurationError(f"Segmentation: class_weights={class_weights}; binary mode divides by the first.")
         return BinaryCrossEntropyLoss([present / absent])
-    return BinaryCrossEntropyLoss(weights)
+    return BinaryCrossEntropyLoss(class_weights)
 
 
 def _check_loss(loss: Loss, planes: int, mode: Mode) -> None:
