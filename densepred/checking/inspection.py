@@ -124,11 +124,12 @@ def inspect_data(
         UserError: If the training split cannot be built at all.
     """
     begin = perf_counter()
-    found = Inspection(type(data).__name__, {**(classes or {}), **data.classes})
+    found = Inspection(type(data).__name__, dict(classes or {}))
     data.prepare_data()
     for wanted in splits:
         _open_split(found, data, wanted)
     places = [(split, index) for split, dataset in found.datasets.items() for index in _evenly(len(dataset), limit)]
+    found.classes |= data.classes  # which some datamodules know when they have looked for their files
     counts = {key: len(names) for key, names in found.classes.items()}
     for (split, index), look in zip(places, _looks(_Looks(places, found.datasets, counts), num_workers), strict=True):
         found.splits[split].add(index, look)
@@ -171,7 +172,7 @@ def _looks(dataset: _Looks, num_workers: int | None) -> Iterator[Look]:
         prefetch_factor=8 if workers else None,
     )  # fmt: skip
     try:
-        yield from tqdm(loader, "Looking at the data", len(dataset), unit=" samples", delay=1, leave=False)
+        yield from tqdm(loader, "Looking at the data", len(dataset), unit=" samples", leave=False, disable=None)
     except RuntimeError as error:
         if "exited unexpectedly" not in str(error):
             raise
@@ -226,9 +227,8 @@ def _name_classes(found: Inspection, data: DenseDataModule) -> None:
     for numbers in found.splits.values():
         for key, sums in numbers.sums.items():
             if data.kinds.get(key) is Kind.LABEL and isinstance(sums, LabelSums):
-                names = found.classes.setdefault(key, [])
-                if key not in data.classes:
-                    names += [f"class_{i}" for i in range(len(names), len(sums.pixels))]
+                names = found.classes.get(key, [])
+                found.classes[key] = [*names, *(f"class_{i}" for i in range(len(names), len(sums.pixels)))]
 
 
 def repeated_splits(found: Inspection) -> list[str]:

@@ -54,10 +54,9 @@ def run(arguments: argparse.Namespace) -> int:
     # by --data alone no run is described: what its transforms will be is not known
     found = inspect_data(data, named, arguments.splits, arguments.limit, workers, as_configured=bool(configs))
     output = arguments.output or Path(ROOT) / "check" / found.datamodule.removesuffix("DataModule").lower()
-    palettes = {task["name"]: task["palette"] for task in tasks if task["palette"]}
     print(tables(found) + "\n")
     print("\n".join(remark_lines(found)))
-    print(_written(found, output, arguments.samples, palettes))
+    print(_written(found, output, arguments.samples, tasks))
     print(_verdict(found))
     return 0 if found.safe else 1
 
@@ -90,11 +89,11 @@ def _label_tasks(config: dict[str, Any]) -> list[dict[str, Any]]:
     return [default | given for given in options if given.get("classes") is not None]
 
 
-def _written(found: Inspection, output: Path, samples: int, palettes: dict[str, list[list[int]]]) -> str:
+def _written(found: Inspection, output: Path, samples: int, tasks: list[dict[str, Any]]) -> str:
     paths = [output.with_name(f"{output.name}.json")]
     with whole_file(paths[0]) as temporary:
         temporary.write_text(json.dumps(as_json(found), indent=1, ensure_ascii=False), encoding="utf-8")
-    sheet = contact_sheet(found, samples, palettes) if samples > 0 else None
+    sheet = contact_sheet(found, samples, tasks) if samples > 0 else None
     if sheet is not None:
         paths.append(output.with_name(f"{output.name}.png"))
         write_whole(sheet, paths[1])
