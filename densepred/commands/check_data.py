@@ -61,22 +61,27 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if found.safe else 1
 
 
-def build_data(configs: list[dict[str, Any]], options: list[str]) -> DenseDataModule:
+def build_data(configs: list[dict[str, Any]], options: list[str], verb: str = "check-data") -> DenseDataModule:
     """The datamodule of configurations, the later ones above the earlier, and the command line's options above all.
+
+    Args:
+        configs: With a section `data` each.
+        options: `--data` and its options.
+        verb: Who asks, for errors.
 
     Raises:
         ConfigurationError: If neither names one.
     """
     if not configs and not any(word.split("=")[0] == "--data" for word in options):
         raise ConfigurationError(
-            "check-data: no data are named. Give --config FILE, or --data CLASS with its options, such as --data "
+            f"{verb}: no data are named. Give --config FILE, or --data CLASS with its options, such as --data "
             "CamVidDataModule --data.root FOLDER. `densepred list data` shows all."
         )
-    parser = RunParser(prog="densepred check-data", usage="densepred check-data [--config FILE] [--data.OPTION VALUE]")
+    parser = RunParser(prog=f"densepred {verb}", usage=f"densepred {verb} [--config FILE] [--data.OPTION VALUE]")
     parser.add_lightning_class_args(DenseDataModule, "data", subclass_mode=True, required=True)
     parser.add_argument("--config", action="config")
     given = [f"--config={yaml.safe_dump({'data': config['data']})}" for config in configs]
-    given += nulls_as_configs(["check-data", *options])[1:]
+    given += nulls_as_configs([verb, *options])[1:]
     data: DenseDataModule = parser.instantiate(parser.parse_args(given)).data
     return data
 

@@ -58,14 +58,9 @@ def run(arguments: argparse.Namespace) -> int:
             )
     if arguments.output.suffix.lower() != ".png":
         raise ConfigurationError(f"samples: --output is {arguments.output}; expected the name of a .png file.")
-    if not arguments.config and not any(word.split("=")[0] == "--data" for word in arguments.options):
-        raise ConfigurationError(
-            "samples: no data are named. Give --config FILE, or --data CLASS with its options, such as --data "
-            "RoomsDataModule. `densepred list data` shows all."
-        )
     import_parts()
     configs = [read_config(path, "data") for path in arguments.config]
-    data = build_data(configs, arguments.options)
+    data = build_data(configs, arguments.options, "samples")
     if arguments.seed is not None:
         data.seed = arguments.seed
     plain, changed = _data_sets(data, arguments.split)
