@@ -84,13 +84,19 @@ def read_config(path: Path, part: str = "model") -> dict[str, Any]:
     return config
 
 
-def _images(config: dict[str, Any], size: list[int] | None, batch_size: int | None) -> tuple[tuple[int, int], int]:
-    """The size and number of the images that the configuration trains on, where it says so."""
+def configured_size(config: dict[str, Any]) -> tuple[int, int] | None:
+    """The size of the images that a configuration trains on, where it says so."""
     data = (config.get("data") or {}).get("init_args") or {}
     transforms = data.get("train_transforms") or []
     sizes = [(entry.get("init_args") or {}).get("size") for entry in transforms if isinstance(entry, dict)]
-    found = [value for value in [size, *sizes, data.get("size")] if isinstance(value, list) and len(value) == 2]
-    height, width = found[0] if found else _SIZE
+    found = [value for value in [*sizes, data.get("size")] if isinstance(value, list | tuple) and len(value) == 2]
+    return (int(found[0][0]), int(found[0][1])) if found else None
+
+
+def _images(config: dict[str, Any], size: list[int] | None, batch_size: int | None) -> tuple[tuple[int, int], int]:
+    """The size and number of images to plan for: as told, or as the configuration trains on."""
+    data = (config.get("data") or {}).get("init_args") or {}
+    height, width = size or configured_size(config) or _SIZE
     return (int(height), int(width)), int(batch_size or data.get("batch_size") or 1)
 
 

@@ -29,9 +29,10 @@ from densepred.callbacks.results import Results
 from densepred.callbacks.summary import NetworkSummary
 from densepred.callbacks.throughput import Throughput
 from densepred.commands.arguments import ROOT, RunParser, import_parts, nulls_as_configs, with_checkpoint
+from densepred.commands.out_of_memory import memory_advice, where_memory_ended
 from densepred.commands.refusals import refuse_what_misleads
 from densepred.data.datamodule import DenseDataModule
-from densepred.errors import ConfigurationError
+from densepred.errors import ConfigurationError, TrainingError
 from densepred.loggers import drop_rows_after, wandb_offline_unless_reachable, with_run_logger
 from densepred.losses.class_weights import with_weights_read
 from densepred.module import DensePredictor
@@ -127,6 +128,17 @@ class DensePredCLI(LightningCLI):
                 "trained."
             )
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Says which options help where memory does not suffice."""
+        try:
+            super()._run_subcommand(subcommand)
+        except (RuntimeError, MemoryError) as error:
+            if (where := where_memory_ended(error)) is None:
+                raise
+            config = yaml.safe_load(self._parser(subcommand).dump(self.config[subcommand], skip_none=False))
+            advice = memory_advice(where, error, self.trainer, self.datamodule, config)
+            raise TrainingError(advice) from error
+
     def _parse_ckpt_path(self) -> None:
         """Lightning's own would put the checkpoint's hyperparameters above the command line."""
 
@@ -180,9 +192,9 @@ class DensePredCLI(LightningCLI):
         if options.get("enable_model_summary") is not False:
             callbacks.append(NetworkSummary())
         if logger is not False and self.subcommand == "fit":
-            callbacks += [LearningRateMonitor("step"), Throughput()]
+            callbacks.append(LearningRateMonitor("step"))
         if self.subcommand == "fit":
-            callbacks.append(LossGuard())
+            callbacks += [Throughput(), LossGuard()]
         callbacks = [new for new in callbacks if not any(isinstance(old, type(new)) for old in own)]
         if options.get("enable_checkpointing") is not False:
             callbacks += checkpoints_beside(own, list(self.model.tasks))
