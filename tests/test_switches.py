@@ -137,7 +137,8 @@ def test_the_moving_average_is_the_recursion_of_its_definition(options, tmp_path
 
 def test_what_is_validated_kept_as_best_and_left_at_the_end_is_the_average(tmp_path):
     best = ModelCheckpoint(tmp_path, "best", "val/loss", save_weights_only=False)
-    module, trainer = trained([EMA(decay=0.9), best], enable_checkpointing=True)
+    last = ModelCheckpoint(tmp_path, "last")
+    module, _ = trained([EMA(decay=0.9), best, last], enable_checkpointing=True)
     logged = float(best.best_model_score)
     loaded = DensePredictor.load_from_checkpoint(best.best_model_path, weights_only=True)
     measure = pl.Trainer(logger=False, enable_checkpointing=False, **QUIET)
@@ -145,8 +146,9 @@ def test_what_is_validated_kept_as_best_and_left_at_the_end_is_the_average(tmp_p
     checkpoint = torch.load(best.best_model_path, weights_only=True)
     loaded.load_state_dict(checkpoint["current_model_state"])
     assert measure.validate(loaded, speckles(), verbose=False)[0]["val/loss"] != pytest.approx(logged, rel=1e-3)
-    if trainer.global_step == checkpoint["global_step"]:
-        assert_same(dict(module.state_dict()), checkpoint["state_dict"])
+    left = torch.load(last.best_model_path, weights_only=True)
+    assert left["global_step"] == 8
+    assert_same(dict(module.state_dict()), left["state_dict"])
 
 
 @pytest.mark.parametrize("average", [partial(EMA, from_step=100), partial(SWA, 0.75)], ids=["EMA", "SWA"])
@@ -161,7 +163,7 @@ def test_until_there_is_an_average_everything_is_as_without(average, tmp_path):
     assert "current_model_state" not in checkpoints[0]
 
 
-@pytest.mark.parametrize("place", ["train 2", "train 5", "epoch 4"])
+@pytest.mark.parametrize("place", ["train 5", "epoch 4"])
 @pytest.mark.parametrize(
     "average", [partial(EMA, 0.7), partial(EMA, 0.9, 2, 3), partial(SWA, 0.2, 2)], ids=["EMA", "late", "SWA"]
 )
