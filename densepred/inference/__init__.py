@@ -5,24 +5,32 @@ from typing import TYPE_CHECKING
 from densepred.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from densepred.inference.augmented import TestTimeAugmentation as TestTimeAugmentation
     from densepred.inference.checkpoint import load_network as load_network
+    from densepred.inference.dropout import MonteCarloDropout as MonteCarloDropout
     from densepred.inference.evidence import Evidence as Evidence
     from densepred.inference.evidence import MeanEvidence as MeanEvidence
     from densepred.inference.evidence import NetworkEvidence as NetworkEvidence
+    from densepred.inference.options import InferenceOptions as InferenceOptions
     from densepred.inference.photos import Photo as Photo
     from densepred.inference.photos import read_photo as read_photo
     from densepred.inference.prediction import Prediction as Prediction
     from densepred.inference.predictor import Predictor as Predictor
+    from densepred.inference.rescaled import Rescaled as Rescaled
 
 __getattr__, __all__ = lazy_exports(
     __name__,
     {
         "Evidence": "evidence",
+        "InferenceOptions": "options",
         "MeanEvidence": "evidence",
+        "MonteCarloDropout": "dropout",
         "NetworkEvidence": "evidence",
         "Photo": "photos",
         "Prediction": "prediction",
         "Predictor": "predictor",
+        "Rescaled": "rescaled",
+        "TestTimeAugmentation": "augmented",
         "load_network": "checkpoint",
         "read_photo": "photos",
     },

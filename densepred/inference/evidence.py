@@ -1,7 +1,7 @@
 """What networks say of an image, in a form of which means can be taken."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -34,6 +34,10 @@ class Evidence(ABC):
     @abstractmethod
     def __call__(self, image: Tensor) -> dict[str, Tensor]:
         """Evidence by task name."""
+
+    def answers(self, image: Tensor) -> Iterator[dict[str, Tensor]]:
+        """The single answers that the evidence is the mean of, one after the other; how they differ is uncertainty."""
+        yield self(image)
 
     def predict(self, image: Tensor) -> dict[str, Tensor]:
         """Predictions by task name: labels (B, H, W), metres (B, 1, H, W), unit vectors (B, 3, H, W)."""
@@ -159,3 +163,8 @@ class MeanEvidence(Evidence):
         for member in self.members:
             mixture.add(member(image))
         return mixture.mean()
+
+    def answers(self, image: Tensor) -> Iterator[dict[str, Tensor]]:
+        """Those of each member."""
+        for member in self.members:
+            yield from member.answers(image)
