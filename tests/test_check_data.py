@@ -574,6 +574,17 @@ def test_weights_of_other_classes_are_refused_with_both_lists(kind):
         missing_names(build_weighted(2, kind, source), ["sky", "street"], "Data")
 
 
+class Streets(Segmentation):
+    def __init__(self, source: str):
+        super().__init__(["road", "sky"], class_weights=source)
+
+
+def test_a_task_of_ones_own_that_fills_the_weights_in_keeps_its_own_arguments():
+    task = Streets(weights_file(segmentation=BOTH))
+    assert held_by(task) == [3.0, 1.0]
+    assert task.init_args == {"source": "weights.json"}
+
+
 def test_made_up_names_are_the_same_in_the_file_and_in_the_task_also_beyond_ten():
     names = [f"class_{i}" for i in range(12)]
     found = {"median_frequency": {name: float(i) for i, name in enumerate(names)}}

@@ -223,7 +223,9 @@ def register_weights(loss: Loss, name: str, weights: ClassWeights | None) -> Non
     are kept in `loss.named_weights`, for the task to bring into the order of its classes.
     """
     if isinstance(weights, str):
-        weights = loss.init_args[name] = read_class_weights(weights)
+        weights = read_class_weights(weights)
+        if name in loss.init_args:  # a derived class may fill it in itself
+            loss.init_args[name] = weights
     loss.named_weights = weights if isinstance(weights, dict) else None
     numbers = list(weights.values()) if isinstance(weights, dict) else weights
     if numbers is not None and not all(math.isfinite(weight) and weight >= 0 for weight in numbers):

@@ -76,7 +76,9 @@ class Segmentation(Task):
     ) -> None:
         names = class_names(classes, mode)
         if isinstance(class_weights, str):
-            class_weights = self.init_args["class_weights"] = read_class_weights(class_weights)
+            class_weights = read_class_weights(class_weights)
+            if "class_weights" in self.init_args:  # a derived class may fill it in itself
+                self.init_args["class_weights"] = class_weights
         for what, given in (("class_weights", class_weights), ("palette", palette)):
             if given is not None and len(given) != len(names):
                 raise ConfigurationError(
@@ -99,6 +101,7 @@ class Segmentation(Task):
         self.classes = names
         self.mode = mode
         self.palette = voc_palette(len(names)) if palette is None else palette
+        self._own_weights = class_weights
         self._unplaced: list[str] = []
         self._place_weights(names, made_up=isinstance(classes, int))
 
@@ -111,7 +114,7 @@ class Segmentation(Task):
         self._place_weights(classes, made_up=False)
 
     def _place_weights(self, classes: list[str], made_up: bool) -> None:
-        own = self.init_args.get("class_weights")
+        own = self._own_weights
         given = [part.named_weights for part in parts(self.loss) if part.named_weights is not None]
         by_name = [weights for weights in [own, *given] if isinstance(weights, dict)]
         # the data will tell the names; made-up ones are those of `densepred check-data` too
