@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from densepred.inference.prediction import Prediction as Prediction
     from densepred.inference.predictor import Predictor as Predictor
     from densepred.inference.rescaled import Rescaled as Rescaled
+    from densepred.inference.uncertainty import Uncertainty as Uncertainty
 
 __getattr__, __all__ = lazy_exports(
     __name__,
@@ -31,6 +32,7 @@ __getattr__, __all__ = lazy_exports(
         "Predictor": "predictor",
         "Rescaled": "rescaled",
         "TestTimeAugmentation": "augmented",
+        "Uncertainty": "uncertainty",
         "load_network": "checkpoint",
         "read_photo": "photos",
     },

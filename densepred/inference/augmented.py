@@ -80,6 +80,11 @@ class TestTimeAugmentation(Evidence):
             for answer in self.evidence.answers(view):
                 yield self._back(answer, view, mirrored, image)
 
+    @property
+    def averages(self) -> bool:
+        """Whether it is the plain mean of its `answers`."""
+        return self.merge == "mean" and super().averages
+
     def _views(self, image: Tensor) -> Iterator[tuple[Tensor, bool]]:
         for size in self.sizes((image.shape[-2], image.shape[-1])):
             view = resized_image(image, size)

@@ -1,6 +1,6 @@
 """Monte Carlo dropout: a network with dropout as a sample of many."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from densepred.errors import ConfigurationError
-from densepred.inference.evidence import Evidence, MeanEvidence, Mixture, NetworkEvidence
+from densepred.inference.evidence import Evidence, Mixture, NetworkEvidence
 
 
 class MonteCarloDropout(Evidence):
@@ -89,9 +89,4 @@ def networks_of(evidence: Evidence) -> list[nn.Module]:
     """The networks that are asked, however deep in evidence made of evidence."""
     if isinstance(evidence, NetworkEvidence):
         return [evidence.network]
-    inner = evidence.members if isinstance(evidence, MeanEvidence) else list(vars(evidence).values())
-    return [network for one in inner for network in _networks(one)]
-
-
-def _networks(value: object) -> Sequence[nn.Module]:
-    return networks_of(value) if isinstance(value, Evidence) else []
+    return [network for part in evidence.parts() for network in networks_of(part)]

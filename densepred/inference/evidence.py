@@ -39,6 +39,15 @@ class Evidence(ABC):
         """The single answers that the evidence is the mean of, one after the other; how they differ is uncertainty."""
         yield self(image)
 
+    def parts(self) -> list["Evidence"]:
+        """The evidence that it is made of, one step down."""
+        return [value for value in vars(self).values() if isinstance(value, Evidence)]
+
+    @property
+    def averages(self) -> bool:
+        """Whether it is the plain mean of its `answers`."""
+        return all(part.averages for part in self.parts())
+
     def predict(self, image: Tensor) -> dict[str, Tensor]:
         """Predictions by task name: labels (B, H, W), metres (B, 1, H, W), unit vectors (B, 3, H, W)."""
         evidence = self(image)
@@ -168,3 +177,12 @@ class MeanEvidence(Evidence):
         """Those of each member."""
         for member in self.members:
             yield from member.answers(image)
+
+    def parts(self) -> list[Evidence]:
+        """The members."""
+        return self.members
+
+    @property
+    def averages(self) -> bool:
+        """Whether it is the plain mean of its `answers`."""
+        return self.merge == "mean" and super().averages

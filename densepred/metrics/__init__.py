@@ -6,6 +6,7 @@ from densepred.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from densepred.metrics.base import DenseMetric as DenseMetric
+    from densepred.metrics.calibration import CalibrationMetrics as CalibrationMetrics
     from densepred.metrics.depth import DepthMetrics as DepthMetrics
     from densepred.metrics.depth_by_distance import DepthByDistance as DepthByDistance
     from densepred.metrics.normals import NormalsMetrics as NormalsMetrics
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 __getattr__, __all__ = lazy_exports(
     __name__,
     {
+        "CalibrationMetrics": "calibration",
         "DenseMetric": "base",
         "DepthByDistance": "depth_by_distance",
         "DepthMetrics": "depth",
