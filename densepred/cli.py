@@ -16,6 +16,7 @@ TRAINER_VERBS = {
     "test": "evaluate a checkpoint on the test set",
 }
 OWN_VERBS = {
+    "predict": "labels, depth and normals of pictures and videos, as files; results for VOC's server",
     "check-data": "look at every sample before training: faults, numbers, class weights, a contact sheet",
     "samples": "a sheet of augmented samples with all their targets, to be looked at before training",
     "prepare": "bring a data set into the layout that densepred reads (voc, sbd, nyu)",

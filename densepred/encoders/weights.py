@@ -41,17 +41,26 @@ def weights_file(weights: str | Path, name: str) -> Path:
 
 
 def imagenet_file(name: str) -> Path:
-    """The file of torchvision's ImageNet weights of a network, downloaded into torch.hub's cache if it is not there.
+    """The file of torchvision's ImageNet weights of a network, see `torchvision_file`."""
+    advice = "set weights to the path of a state dict with torchvision's keys, or to null to start from random weights"
+    return torchvision_file(name, IMAGENET_VERSION, f"The ImageNet weights of {name}", advice)
+
+
+def torchvision_file(name: str, version: str, what: str, advice: str) -> Path:
+    """A file of weights that torchvision publishes, downloaded into torch.hub's cache if it is not there.
 
     The download is checked against the hash in the file's name and appears whole or not at all.
 
     Args:
-        name: torchvision's name of the network, such as resnet50.
+        name: torchvision's name of the network.
+        version: torchvision's name of the weights, such as IMAGENET1K_V1.
+        what: How to call them in an error.
+        advice: What else one can do, for an error.
 
     Raises:
         WeightsError: If the file is not in the cache and cannot be downloaded.
     """
-    url: str = get_model_weights(name)[IMAGENET_VERSION].url
+    url: str = get_model_weights(name)[version].url
     file = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
     if file.exists():
         return file
@@ -63,12 +72,11 @@ def imagenet_file(name: str) -> Path:
     # RuntimeError: the hash is wrong, because the file was cut off or altered on its way
     except (OSError, http.client.HTTPException, RuntimeError) as error:
         raise WeightsError(
-            f"The ImageNet weights of {name} are not on this machine and could not be downloaded: {error}.\n"
+            f"{what} are not on this machine and could not be downloaded: {error}.\n"
             f"  file:          {file.name}\n"
             f"  looked for in: {file.parent} (TORCH_HOME moves it)\n"
             f"  download from: {url}\n"
-            "Put that file into that folder by hand, or set weights to the path of a state dict with torchvision's "
-            "keys, or to null to start from random weights."
+            f"Put that file into that folder by hand, or {advice}."
         ) from error
     return file
 

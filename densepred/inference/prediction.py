@@ -23,6 +23,7 @@ class Prediction:
         notes: What was done to the image, for people.
         evidence: On request, by task name (planes, H, W): probabilities of the classes, logarithms of metres, mean
             vectors.
+        uncertainty: On request, by task name and measure (1, H, W), see `Uncertainty`.
 
     Example:
         >>> from densepred.tasks.depth import Depth
@@ -38,6 +39,7 @@ class Prediction:
     name: str = ""
     notes: tuple[str, ...] = ()
     evidence: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    uncertainty: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)
 
     def __getitem__(self, task: str) -> Tensor:
         """The values of one task."""

@@ -1,0 +1,342 @@
+"""`densepred predict`: labels, depth and normals of anyone's pictures and videos, as files."""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from densepred.data.atomic import whole_file
+from densepred.data.listing import read_list
+from densepred.errors import ConfigurationError
+from densepred.inference.bulk import Bulk, BulkOptions, Outcome
+from densepred.inference.contact import ContactSheet
+from densepred.inference.inputs import Source, find_sources, only_named
+from densepred.inference.options import InferenceOptions
+from densepred.inference.output_files import DEFAULT, SAVED, OutputFile, OutputFiles, output_kinds
+from densepred.inference.prediction import Prediction
+from densepred.inference.predictor import Predictor, chosen_device
+from densepred.inference.published import PUBLISHED
+from densepred.inference.scores import Scores
+from densepred.inference.settings import claim, settings_of
+from densepred.inference.voc_results import check_results, results_folder, voc_file, write_archive
+from densepred.resume import find_checkpoint
+from densepred.sample import Kind
+
+SHEET = "sheet.png"
+FAILED = "failed.txt"
+METRICS = "metrics.json"
+_TRUTH = {"labels": Kind.LABEL, "true_depth": Kind.DEPTH, "true_normals": Kind.NORMALS}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which network, which pictures, what to write, and how to ask."""
+    parser.usage = (
+        "densepred predict --ckpt_path FILE [FILE ...] --input PICTURES [...] --output FOLDER [OPTION ...]\n"
+        "       densepred predict --weights torchvision/deeplabv3_resnet50 --input PICTURES [...]\n"
+        "       densepred predict --check RESULTS --names LIST [--input JPEGImages]"
+    )
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = "--save takes:\n" + "\n".join(f"  {word:<14} {what}" for word, what in SAVED.items()) + (
+        "\n\nExit status: 0 where all pictures were predicted, 1 where some could not be (they are listed at the end, "
+        f"and in {FAILED}).\nThe same command again goes on where it was stopped: files that are there are kept."
+    )  # fmt: skip
+    network = parser.add_argument_group("network")
+    network.add_argument(
+        "--ckpt_path", nargs="+", default=[], metavar="FILE",
+        help="a checkpoint, or best or last of the newest run below --root; several are averaged (an ensemble)",
+    )  # fmt: skip
+    network.add_argument("--root", type=Path, default=Path("runs"), metavar="FOLDER", help="default: %(default)s")
+    network.add_argument(
+        "--weights", metavar="NAME",
+        help=f"a published network instead, without any training: {', '.join(PUBLISHED)}; NAME=FILE where its file is "
+        "not in torch.hub's cache",
+    )  # fmt: skip
+    network.add_argument(
+        "--allow", action="append", default=[], metavar="NAME",
+        help="a package or class outside densepred, torch and torchvision that the checkpoint may build",
+    )  # fmt: skip
+    network.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ...; default: a GPU where there is one")
+    network.add_argument("--half", action="store_true", help="compute in bfloat16: faster on GPUs, a little less exact")
+    network.add_argument(
+        "--batch_size", type=int, default=1, metavar="N", help="pictures of one size at once (default: %(default)s)"
+    )
+    _add_inputs(parser.add_argument_group("input and output"))
+    _add_options(parser.add_argument_group("how the network is asked"))
+    _add_truth(parser.add_argument_group("what is true"))
+    _add_voc(parser.add_argument_group("Pascal VOC's evaluation server"))
+
+
+def _add_inputs(group: Any) -> None:
+    group.add_argument(
+        "--input", nargs="+", default=[], metavar="PATH",
+        help="pictures, videos, folders of them, patterns such as 'photos/**/*.jpg', .txt files with a path a line",
+    )  # fmt: skip
+    group.add_argument("--recursive", action="store_true", help="look into the folders of a folder, too")
+    group.add_argument("--names", type=Path, metavar="LIST", help="only the pictures of these names, one a line")
+    group.add_argument(
+        "--output", type=Path, default=Path("predictions"), metavar="FOLDER", help="default: %(default)s"
+    )
+    group.add_argument(
+        "--save", nargs="+", metavar="WHAT", help=f"what is written, see below (default: {' '.join(DEFAULT)})"
+    )
+    group.add_argument(
+        "--sheet", type=int, default=12, metavar="N", help=f"pictures on {SHEET}; 0: none (default: %(default)s)"
+    )
+    group.add_argument("--overwrite", action="store_true", help="predict again what is there")
+    group.add_argument("--frames", action="store_true", help="of videos write each frame's files, too")
+    group.add_argument("--every", type=int, default=1, metavar="N", help="of videos take each N-th frame")
+
+
+def _add_options(group: Any) -> None:
+    group.add_argument(
+        "--short_side", metavar="N",
+        help="bring pictures to this shorter side first, or none; default: as the run's data did, which is told",
+    )  # fmt: skip
+    group.add_argument("--scales", type=float, nargs="+", metavar="S", help="ask at these factors of the size")
+    group.add_argument("--short_sides", type=int, nargs="+", metavar="N", help="ask at these shorter sides")
+    group.add_argument("--flip", action="store_true", help="ask about mirror images, too")
+    group.add_argument("--merge", choices=("mean", "logit", "max"), default="mean", help="default: %(default)s")
+    group.add_argument("--mc_dropout", type=int, default=0, metavar="N", help="samples of Monte Carlo dropout")
+    group.add_argument("--tile", type=int, metavar="N", help="ask tile by tile: side of the tiles, for large pictures")
+    group.add_argument("--overlap", type=int, metavar="N", help="pixels by which tiles overlap")
+    group.add_argument("--crf", action="store_true", help="refine labels by a dense CRF that sees the picture")
+
+
+def _add_truth(group: Any) -> None:
+    group.add_argument("--labels", type=Path, metavar="FOLDER", help="of true labels: metrics, calibration error")
+    group.add_argument("--true_depth", type=Path, metavar="FOLDER", help="of true depth: metrics")
+    group.add_argument("--true_normals", type=Path, metavar="FOLDER", help="of true normals: metrics")
+
+
+def _add_voc(group: Any) -> None:
+    group.add_argument("--format", choices=("files", "voc"), default="files", help="voc: results for the server")
+    group.add_argument(
+        "--competition", choices=("comp5", "comp6"), default="comp6",
+        help="comp5: trained on VOC's images alone; comp6: on any, ImageNet included (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument("--check", type=Path, metavar="RESULTS", help="only check such results, a folder or tar.gz")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Predicts, or checks results; 0 where nothing is wrong."""
+    if arguments.check is not None:
+        return _check(arguments)
+    predictor, networks = _predictor(arguments)
+    sources = find_sources(arguments.input, arguments.recursive, outside=arguments.output)
+    if arguments.names is not None:
+        sources = only_named(sources, read_list(arguments.names))
+    kinds = _kinds(arguments, predictor)
+    truth = {kind: folder for name, kind in _TRUTH.items() if (folder := getattr(arguments, name)) is not None}
+    scores = Scores(predictor, truth) if truth else None
+    files = _output(arguments, predictor, networks, kinds, sources)
+    bulk, sheet = _bulk(arguments, predictor, files, sources, scores)
+    for note in predictor.notes:
+        print(f"Pictures are {note} (--short_side none leaves them as they are).")
+    outcome = bulk.run(sources)
+    if sheet is not None and len(sheet):
+        _write_sheet(sheet, arguments.output / SHEET, networks)
+    if scores is not None:
+        _tell_scores(scores, arguments.output / METRICS)
+    _tell(outcome, arguments.output, len(sources))
+    faults = _finish_voc(arguments, sources, outcome) if arguments.format == "voc" else []
+    return 1 if outcome.failed or faults else 0
+
+
+def _predictor(arguments: argparse.Namespace) -> tuple[Predictor, list[Path | str]]:
+    if bool(arguments.ckpt_path) == bool(arguments.weights):
+        raise ConfigurationError(
+            "predict: give either --ckpt_path with a checkpoint, or best or last (of --root), or --weights with "
+            f"{PUBLISHED[2]} or another published network."
+        )
+    if not arguments.input:
+        raise ConfigurationError("predict: give --input: pictures, videos, folders of them, patterns or lists.")
+    device, options = chosen_device(arguments.device), _options(arguments)
+    as_trained = arguments.short_side is None
+    if arguments.weights:
+        name, _, file = arguments.weights.partition("=")
+        predictor = Predictor.published(name, device, file or None, options, as_trained)
+        return predictor, [Path(file).expanduser() if file else name]
+    paths = [find_checkpoint(name, arguments.root) for name in arguments.ckpt_path]
+    return Predictor.load(paths, device, arguments.allow, options, as_trained), list(paths)
+
+
+def _options(arguments: argparse.Namespace) -> InferenceOptions:
+    """The options that are asked for; others stay at their defaults."""
+    given: dict[str, Any] = {
+        "flip": arguments.flip,
+        "merge": arguments.merge,
+        "mc_dropout": arguments.mc_dropout,
+        "tile": arguments.tile,
+        "overlap": arguments.overlap,
+        "short_side": _short_side(arguments.short_side),
+    }
+    if arguments.scales or arguments.short_sides:
+        given["scales"] = tuple(arguments.scales or ())
+        given["short_sides"] = tuple(arguments.short_sides or ())
+    if arguments.crf:
+        given["crf"] = True
+    return InferenceOptions(**given)
+
+
+def _short_side(text: str | None) -> int | None:
+    if text is None or text.lower() in ("none", "null"):
+        return None
+    if not text.isdecimal():
+        raise ConfigurationError(f"--short_side {text}: expected a number of pixels, or none.")
+    return int(text)
+
+
+def _kinds(arguments: argparse.Namespace, predictor: Predictor) -> list[OutputFile]:
+    several = len(arguments.ckpt_path) > 1 or arguments.mc_dropout > 1
+    views = arguments.flip or len([*(arguments.scales or ()), *(arguments.short_sides or ())]) > 1
+    if arguments.format == "voc":
+        image_set = arguments.names.stem if arguments.names else "test"
+        extra = output_kinds(predictor.tasks, arguments.save, several or views) if arguments.save else []
+        return [voc_file(predictor.tasks, arguments.competition, image_set), *extra]
+    save = arguments.save
+    if save is None and several:
+        sure = ["entropy"] if any(task.distribution for task in predictor.tasks) else []
+        save = [kind for kind in (*DEFAULT, *sure, "uncertainty") if kind not in DEFAULT or _has(predictor, kind)]
+    return output_kinds(predictor.tasks, save, several or views)
+
+
+def _has(predictor: Predictor, word: str) -> bool:
+    try:
+        return bool(output_kinds(predictor.tasks, [word]))
+    except ConfigurationError:
+        return False
+
+
+def _output(
+    arguments: argparse.Namespace,
+    predictor: Predictor,
+    networks: list[Path | str],
+    kinds: list[OutputFile],
+    sources: Sequence[Source],
+) -> OutputFiles:
+    root: Path = arguments.output
+    planned = [kind.path(root, source.name) for source in sources if not source.is_video for kind in kinds]
+    settings = settings_of(networks, _options(arguments), predictor.notes, _bulk_options(arguments))
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        since = claim(root, settings, planned, arguments.overwrite)
+    except OSError as error:
+        raise ConfigurationError(
+            f"--output {root}: cannot be written: {error.strerror or error}. Name a folder that can."
+        ) from error
+    return OutputFiles(root, kinds, since)
+
+
+def _bulk(
+    arguments: argparse.Namespace,
+    predictor: Predictor,
+    files: OutputFiles,
+    sources: Sequence[Source],
+    scores: Scores | None,
+) -> tuple[Bulk, ContactSheet | None]:
+    shown = [source for source in sources if not source.is_video][: max(0, arguments.sheet)]
+    there = files.is_current(files.root / SHEET, Path(SHEET))
+    anew = arguments.overwrite or not there or not all(files.finished(one.name, one.path) for one in shown)
+    on_sheet = frozenset(source.name for source in shown if anew)
+    sheet = ContactSheet(predictor.tasks) if on_sheet else None
+    watched = on_sheet if scores is None else frozenset(source.name for source in sources if not source.is_video)
+
+    def watch(source: Source, prediction: Prediction) -> None:
+        if sheet is not None and source.name in on_sheet:
+            sheet.add(source.name, prediction)
+        if scores is not None:
+            scores.add(source, prediction)
+
+    return Bulk(predictor, files, _bulk_options(arguments), watch, watched, evidence=scores is not None), sheet
+
+
+def _bulk_options(arguments: argparse.Namespace) -> BulkOptions:
+    return BulkOptions(
+        overwrite=arguments.overwrite,
+        batch_size=arguments.batch_size,
+        half=arguments.half,
+        every=arguments.every,
+        frames=arguments.frames,
+    )
+
+
+def _write_sheet(sheet: ContactSheet, path: Path, networks: list[Path | str]) -> None:
+    with whole_file(path) as temporary:
+        sheet.draw(" + ".join(_shown_name(network) for network in networks)).save(temporary, format="PNG")
+
+
+def _shown_name(network: Path | str) -> str:
+    if isinstance(network, str):
+        return network
+    inside = network.parent.name == "checkpoints"
+    return f"{network.parents[1].name}/{network.name}" if inside else network.name
+
+
+def _tell_scores(scores: Scores, path: Path) -> None:
+    found = scores.found()
+    plain = {
+        task: {key: None if math.isnan(value) else value for key, value in values.items()}
+        for task, values in found.items()
+    }
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(plain, indent=1, ensure_ascii=False), encoding="utf-8")
+    for task, values in found.items():
+        print(f"{task}, {values.pop('images'):.0f} pictures:")
+        shown = {key: value for key, value in values.items() if not key.startswith("iou/")}
+        print("\n".join(f"  {key:<24}{value:.4f}" for key, value in shown.items()))
+    print(f"All of them: {path}")
+
+
+def _tell(outcome: Outcome, output: Path, count: int) -> None:
+    kept = f", {outcome.kept:,} of {count:,} were there already" if outcome.kept else ""
+    rate = f" in {outcome.seconds:.1f} s ({outcome.rate:.1f} a second)" if outcome.predicted else ""
+    print(f"{outcome.predicted:,} predicted{rate}{kept}. Written to {output}")
+    for note, times in outcome.notes.items():
+        print(f"  {times:,}: {note}")
+    failed = output / FAILED
+    if not outcome.failed:
+        failed.unlink(missing_ok=True)
+        return
+    lines = [f"{path}: {message.removeprefix(f'{path}: ')}" for path, message in outcome.failed.items()]
+    with whole_file(failed) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(f"\n{len(lines)} of {count} could not be predicted (also in {failed}):", file=sys.stderr)
+    print("\n".join(f"  {line}" for line in lines), file=sys.stderr)
+
+
+def _finish_voc(arguments: argparse.Namespace, sources: Sequence[Source], outcome: Outcome) -> list[str]:
+    """Packs the results and checks the archive."""
+    if outcome.failed:
+        print("No archive was packed: the server refuses incomplete results.", file=sys.stderr)
+        return []
+    image_set = arguments.names.stem if arguments.names else "test"
+    pictures = {source.name: source.path for source in sources if not source.is_video}
+    archive = write_archive(arguments.output, results_folder(arguments.competition, image_set), list(pictures))
+    faults = check_results(archive, list(pictures), pictures)
+    return _verdict(archive, faults, len(pictures))
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    if arguments.names is None:
+        raise ConfigurationError(
+            "predict --check: give --names with the image set, such as ImageSets/Segmentation/test.txt."
+        )
+    names = read_list(arguments.names)
+    images = None
+    if arguments.input:
+        found = only_named(find_sources(arguments.input, arguments.recursive), names)
+        images = {source.name: source.path for source in found}
+    return 1 if _verdict(arguments.check, check_results(arguments.check, names, images), len(names)) else 0
+
+
+def _verdict(results: Path, faults: list[str], count: int) -> list[str]:
+    if not faults:
+        print(f"{results}: {count:,} results, nothing wrong with them.")
+        return faults
+    more = [f"  and {len(faults) - 20:,} more"] if len(faults) > 20 else []
+    told = "\n".join([f"{results}: {len(faults):,} faults:", *(f"  {fault}" for fault in faults[:20]), *more])
+    print(told, file=sys.stderr)
+    return faults
