@@ -125,6 +125,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.check is not None:
         return _check(arguments)
     predictor, networks = _predictor(arguments)
+    if arguments.recursive and any(Path(one).resolve() == arguments.output.resolve() for one in arguments.input):
+        raise ConfigurationError(
+            f"--output {arguments.output} is the input too: its files would be predicted next time."
+        )
     sources = find_sources(arguments.input, arguments.recursive, outside=arguments.output)
     if arguments.names is not None:
         sources = only_named(sources, read_list(arguments.names))
@@ -138,9 +142,9 @@ def run(arguments: argparse.Namespace) -> int:
     outcome = bulk.run(sources)
     if sheet is not None and len(sheet):
         _write_sheet(sheet, arguments.output / SHEET, networks)
+    _tell(outcome, arguments.output, len(sources))
     if scores is not None:
         _tell_scores(scores, arguments.output / METRICS)
-    _tell(outcome, arguments.output, len(sources))
     faults = _finish_voc(arguments, sources, outcome) if arguments.format == "voc" else []
     return 1 if outcome.failed or faults else 0
 
@@ -303,7 +307,7 @@ def _tell(outcome: Outcome, output: Path, count: int) -> None:
     lines = [f"{path}: {message.removeprefix(f'{path}: ')}" for path, message in outcome.failed.items()]
     with whole_file(failed) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print(f"\n{len(lines)} of {count} could not be predicted (also in {failed}):", file=sys.stderr)
+    print(f"\n{len(lines)} of {count} failed (also in {failed}):", file=sys.stderr)
     print("\n".join(f"  {line}" for line in lines), file=sys.stderr)
 
 

@@ -150,9 +150,9 @@ class Bulk:
         for batch in self._batches(read):
             for source, prediction in self._predicted(batch):
                 writers.do(self._write, source, prediction)
-            bar.update(self.outcome.predicted + len(self.outcome.failed) - bar.n)
+                bar.update()
             bar.set_postfix_str(f"{len(self.outcome.failed)} failed" if self.outcome.failed else "", refresh=False)
-        bar.update(self.outcome.predicted + len(self.outcome.failed) - bar.n)
+        bar.update(len(sources) - bar.n)
 
     def _read(self, source: Source) -> tuple[Source, Photo | None]:
         try:
@@ -167,11 +167,13 @@ class Bulk:
         for source, photo in read:
             if photo is None:
                 continue
-            other = batch and _format(batch[0][1]) != _format(photo)
-            if batch and (other or len(batch) == self.options.batch_size):
+            if batch and _format(batch[0][1]) != _format(photo):
                 yield batch
                 batch = []
             batch.append((source, photo))
+            if len(batch) == self.options.batch_size:
+                yield batch
+                batch = []
         if batch:
             yield batch
 
@@ -188,14 +190,13 @@ class Bulk:
             return
         for (source, _), prediction in zip(batch, predictions, strict=True):
             self.outcome.predicted += 1
-            self.outcome.notes.update(prediction.notes)
+            self.outcome.notes.update((*prediction.notes, *self.files.notes(prediction)))
+            yield source, prediction
             if self.watch is not None:
                 try:
                     self.watch(source, prediction)
                 except UserError as error:
                     self._fail(source, error)
-                    continue
-            yield source, prediction
 
     def _predict(self, photos: Sequence[Photo]) -> list[Prediction]:
         kind = self.predictor.device.type

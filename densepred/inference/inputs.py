@@ -96,16 +96,18 @@ def _expand(text: str, recursive: bool, outside: Path | None) -> Iterator[tuple[
     elif path.exists():
         yield path, path.parent
     elif glob.has_magic(text):
+        root = Path(*_before_magic(path))
+        outside = _below(outside, root)
         matches = [Path(one) for one in sorted(glob.glob(str(path), recursive=True)) if _is_wanted(Path(one), outside)]
         if not matches:
             raise DataError(f"--input {text}: no picture or video matches it (seen from {Path.cwd()}).")
-        root = Path(*_before_magic(path))
         yield from ((one, root) for one in matches)
     else:
         raise DataError(f"--input {text}: there is no such file or folder (seen from {Path.cwd()}).")
 
 
 def _folder(folder: Path, recursive: bool, outside: Path | None) -> list[Path]:
+    outside = _below(outside, folder)
     try:
         everything = folder.rglob("*") if recursive else folder.iterdir()
         found = sorted(path for path in everything if _is_wanted(path, outside))
@@ -116,6 +118,11 @@ def _folder(folder: Path, recursive: bool, outside: Path | None) -> list[Path]:
         hint = " It has folders: --recursive looks into them." if inner else ""
         raise DataError(f"--input {folder}: it holds no picture or video ({', '.join(PICTURES + VIDEOS)}).{hint}")
     return found
+
+
+def _below(outside: Path | None, folder: Path) -> Path | None:
+    """A folder to leave out, where it lies in the one that is searched: pictures may lie beside their outputs."""
+    return outside if outside is not None and folder.resolve() in outside.resolve().parents else None
 
 
 def _is_wanted(path: Path, outside: Path | None) -> bool:

@@ -52,12 +52,14 @@ class OutputFile(NamedTuple):
         ending: Of the file.
         encode: A prediction as the file's content.
         needs: What the prediction must have kept, beside its values.
+        of: The task of depth that is cut at `FARTHEST`.
     """
 
     folder: str
     ending: str
     encode: Callable[[Prediction], bytes]
     needs: Literal["evidence", "uncertainty"] | None = None
+    of: str | None = None
 
     def path(self, root: Path, name: str) -> Path:
         """The file of the source of that name."""
@@ -81,6 +83,12 @@ class OutputFiles:
     def needs(self, what: Literal["evidence", "uncertainty"]) -> bool:
         """Whether predictions must keep it."""
         return any(kind.needs == what for kind in self.kinds)
+
+    def notes(self, prediction: Prediction) -> tuple[str, ...]:
+        """What the files cannot hold of a prediction, for people."""
+        written = {kind.of for kind in self.kinds if kind.of is not None}
+        far = any(float(prediction[name].max()) > FARTHEST for name in written)
+        return (f"depth beyond {FARTHEST} m is written as that (--save arrays keeps it)",) if far else ()
 
     def paths(self, name: str) -> list[Path]:
         """All files of a source."""
@@ -179,7 +187,7 @@ def _kinds_of(word: str, tasks: Sequence[Task], folders: dict[str, str]) -> list
             ending = ".npy" if task.mode == "multilabel" else ".png"
             kinds.append(OutputFile(folder, ending, _labels(task)))
         elif word == "depth" and task.kind is Kind.DEPTH:
-            kinds.append(OutputFile(folder, ".png", _depth(task.name)))
+            kinds.append(OutputFile(folder, ".png", _depth(task.name), of=task.name))
         elif word == "normals" and task.kind is Kind.NORMALS:
             kinds.append(OutputFile(folder, ".png", _normals(task.name)))
         elif word == "uncertainty":

@@ -57,7 +57,8 @@ class Scores:
             if isinstance(task, Segmentation)
         }
         self.readers = {task.name: _label_reader(task) for task in self.tasks if isinstance(task, Segmentation)}
-        self.images = {task.name: 0 for task in self.tasks}
+        self.files = {task.name: 0 for task in self.tasks}
+        self.images = dict(self.files)
 
     def add(self, source: Source, prediction: Prediction) -> None:
         """Scores one picture, where its truth is there.
@@ -73,6 +74,7 @@ class Scores:
             file = _truth(self.folders[task.name], source)
             if file is None:
                 continue
+            self.files[task.name] += 1
             height, width = prediction.image.shape[-2:]
             target = self._read(task, file, (height, width))
             if target.shape[-2:] != (height, width):
@@ -88,17 +90,19 @@ class Scores:
     def found(self) -> dict[str, dict[str, float]]:
         """By task its metrics by key, those of calibration under `calibration/`, and `images`.
 
+        A task all of whose files are broken is left out.
+
         Raises:
             DataError: If no picture had a file of truth.
         """
-        for name, count in self.images.items():
+        for name, count in self.files.items():
             if not count:
                 raise DataError(
                     f"{self.folders[name]}: no picture has its file there. Expected the picture's name, with the "
                     f"ending {', '.join(_ENDINGS)}."
                 )
         results = {}
-        for task in self.tasks:
+        for task in (task for task in self.tasks if self.images[task.name]):
             values = {key: float(value) for key, value in self.metrics[task.name].compute().items()}
             if task.name in self.calibrations:
                 sure = self.calibrations[task.name].compute()
