@@ -40,6 +40,8 @@ class DensePredictor(Remembering):
 
     Attributes:
         step_losses: From a training step to the end of its backward pass, for callbacks.
+        asked: What answers for a batch in evaluations, in place of the network alone; set by `Evaluation`. There are no
+            losses then.
 
     Args:
         encoder: Turns the image into maps.
@@ -127,6 +129,7 @@ class DensePredictor(Remembering):
         self.decay_norms_and_biases = decay_norms_and_biases
         self.reference_batch = reference_batch
         self.scores = nn.ModuleDict({stage: Scores(tasks, stage) for stage in ("val", "test")})
+        self.asked: Callable[[Batch], dict[str, Tensor]] | None = None
         self._random_states: list[dict[str, Any]] = []
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
@@ -198,6 +201,11 @@ class DensePredictor(Remembering):
             self._scores(stage).add_loss(name, value, counted(batch))
 
     def _evaluate(self, stage: str, batch: Batch) -> dict[str, Any]:
+        if self.asked is not None:
+            predictions = self.asked(batch)
+            if counted(batch):
+                self._scores(stage).add(predictions, self._tasks, batch)
+            return {"predictions": predictions}
         planes = self.network.planes(batch["image"])
         loss = self._losses(stage, planes, batch).total
         predictions = self._predictions(planes, batch["image"])
@@ -229,7 +237,7 @@ class DensePredictor(Remembering):
         self._log_scores("test")
 
     def _log_scores(self, stage: str) -> None:
-        for key, (value, shown) in self._scores(stage).compute().items():
+        for key, (value, shown) in self._scores(stage).compute(losses=self.asked is None).items():
             self.log(key, value, prog_bar=shown)
 
     def _scores(self, stage: str) -> Scores:

@@ -126,6 +126,10 @@ def find_checkpoint(name: str, root: Path) -> Path:
     )
 
 
+_SECTIONS = ("seed_everything", "trainer", "model", "data", "protocol")
+"""What of a run's configuration goes with its checkpoints."""
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint as plain values and tensors (`weights_only=True`), without reading tensors that are not used.
 
@@ -173,7 +177,7 @@ def checkpoint_config(path: Path) -> dict[str, Any]:
     checkpoint = read_checkpoint(path)
     if "config" in checkpoint:
         config: dict[str, Any] = yaml.safe_load(checkpoint["config"])
-        return {key: config[key] for key in ("seed_everything", "trainer", "model", "data") if key in config}
+        return {key: config[key] for key in _SECTIONS if key in config}
     hyperparameters = dict(checkpoint.get("hyper_parameters", {}))
     hyperparameters.pop("_instantiator", None)
     if "_class_path" not in hyperparameters:

@@ -1,6 +1,7 @@
 """The table at the end: what the network reached, beside the best constant predictor of the same set."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
 from densepred.callbacks.panels import run_folder
 from densepred.callbacks.run_files import write_json
@@ -55,7 +57,7 @@ class Results(pl.Callback):
         reached = {k: float(v) for k, v in trainer.callback_metrics.items()}
         limit = None if batches[0] == float("inf") else int(batches[0])
         constant = (
-            constant_metrics(tasks, lambda: islice(loader, limit), stage)
+            constant_metrics(tasks, lambda: islice(loader, limit), stage, _metrics(module, stage))
             if self.baseline and trainer.world_size == 1
             else {}
         )
@@ -71,13 +73,25 @@ class Results(pl.Callback):
             print(line, flush=True)
 
 
-def constant_metrics(tasks: Sequence[Task], batches: Any, stage: str) -> dict[str, float]:
+def _metrics(module: Any, stage: str) -> dict[str, Metric]:
+    """Fresh copies of the metrics that the network was measured by, which a protocol may have brought."""
+    scores = getattr(module, "scores", None)
+    found = {} if scores is None else {name: deepcopy(metric).cpu() for name, metric in scores[stage].metrics.items()}
+    for metric in found.values():
+        metric.reset()
+    return found
+
+
+def constant_metrics(
+    tasks: Sequence[Task], batches: Any, stage: str, metrics: Mapping[str, Metric] | None = None
+) -> dict[str, float]:
     """Metrics of the best constant predictor of a set.
 
     Args:
         tasks: Whose targets to predict.
         batches: Called twice, gives the batches of the set each time.
         stage: Prefix of the keys.
+        metrics: By task, where others measure than the tasks' own.
     """
     statistics: dict[str, Tensor] = {}
     with _fixed_randomness():
@@ -85,14 +99,14 @@ def constant_metrics(tasks: Sequence[Task], batches: Any, stage: str) -> dict[st
             for task in tasks:
                 statistic = task.constant_statistic(task.target(batch))
                 statistics[task.name] = statistics.get(task.name, torch.zeros_like(statistic)) + statistic
-        metrics = {task.name: task.metrics(stage) for task in tasks}
+        measured = {task.name: (metrics or {}).get(task.name) or task.metrics(stage) for task in tasks}
         for batch in batches():
             for task in tasks:
                 target = task.target(batch)
-                metrics[task.name].update(task.constant_prediction(statistics[task.name], target), target)
+                measured[task.name].update(task.constant_prediction(statistics[task.name], target), target)
     return {
         f"{stage}/{name}/{key}": float(value)
-        for name, metric in metrics.items()
+        for name, metric in measured.items()
         for key, value in metric.compute().items()
     }
 

@@ -33,6 +33,9 @@ from densepred.commands.out_of_memory import memory_advice, where_memory_ended
 from densepred.commands.refusals import refuse_what_misleads
 from densepred.data.datamodule import DenseDataModule
 from densepred.errors import ConfigurationError, TrainingError
+from densepred.evaluation.callback import Evaluation
+from densepred.evaluation.names import named
+from densepred.inference.options import InferenceOptions
 from densepred.loggers import drop_rows_after, wandb_offline_unless_reachable, with_run_logger
 from densepred.losses.class_weights import with_weights_read
 from densepred.module import DensePredictor
@@ -104,6 +107,14 @@ class DensePredCLI(LightningCLI):
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand != "fit":
             parser.set_defaults({"verbose": False})  # Lightning's table; `Results` prints ours
+            parser.add_class_arguments(InferenceOptions, "inference")
+        parser.add_argument(
+            "--protocol",
+            type=list[str] | str,
+            default="none",
+            help="the named protocols to measure by: voc, nyu_depth, nyu_normals, own_size, ... or [several]; "
+            "a training keeps it for its tests",
+        )
         return parser
 
     @staticmethod
@@ -187,6 +198,9 @@ class DensePredCLI(LightningCLI):
 
     def _standard_callbacks(self, options: Any, own: list[pl.Callback], logger: Any) -> list[pl.Callback]:
         callbacks: list[pl.Callback] = [Environment(), Panels(), Diagnostics(), Results()]
+        protocols = self._protocols()
+        if self.subcommand != "fit":
+            callbacks.append(Evaluation(protocols, self._get(self.config_init, "inference")))
         if options.get("enable_progress_bar") is not False:
             callbacks.append(EpochProgress())
         if options.get("enable_model_summary") is not False:
@@ -199,6 +213,11 @@ class DensePredCLI(LightningCLI):
         if options.get("enable_checkpointing") is not False:
             callbacks += checkpoints_beside(own, list(self.model.tasks))
         return callbacks
+
+    def _protocols(self) -> list[str]:
+        names = [name for name in _as_list(self._get(self.config_init, "protocol")) if name != "none"]
+        named(names)  # a misspelt one ends a training before its first step, not its test
+        return names
 
     def _continued_version(self, root: Path) -> int | None:
         """The number of the run that goes on, with the rows that it will log again removed."""

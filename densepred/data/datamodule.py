@@ -14,6 +14,8 @@ from densepred.data.check import check_files
 from densepred.data.collate import Collate
 from densepred.data.dataset import DenseDataset, Transforms
 from densepred.data.loader import EpochLoader, start_worker
+from densepred.data.official import OfficialSet
+from densepred.data.own_size import OwnSize, at_own_size
 from densepred.data.position import batches_done
 from densepred.data.sampler import EpochSampler, EvaluationSampler
 
@@ -100,6 +102,20 @@ class DenseDataModule(LightningDataModule, ABC):
             if split not in self.datasets:
                 self.datasets[split] = self._build(split)
 
+    def official(self, split: Split) -> OfficialSet | None:
+        """The published set that a split is, and how it departs from it; none for data of one's own."""
+        return None
+
+    def keep_own_size(self, split: Split) -> OwnSize:
+        """From now on samples of a split keep the size they are stored at; says at which size they were seen before.
+
+        Raises:
+            ConfigurationError: If `eval_transforms` do more than resize and pad.
+        """
+        own = at_own_size(self.eval_transforms)
+        self._ready(split).transforms = own.transforms
+        return own
+
     def train_dataloader(self) -> Batches:
         """Shuffled batches of equal sizes."""
         dataset = self._ready("train")
@@ -131,7 +147,9 @@ class DenseDataModule(LightningDataModule, ABC):
         sampler = EvaluationSampler(len(dataset), self.eval_batch_size, *self._processes(), fill=fill)
         return self._loader(dataset, self.eval_batch_size, sampler, training=False)
 
-    def _transforms(self, pipeline: A.Compose | list[A.BasicTransform | A.BaseCompose] | None) -> Transforms | None:
+    def _transforms(
+        self, pipeline: A.Compose | list[A.BasicTransform | A.BaseCompose] | None
+    ) -> SampleTransforms | None:
         return None if pipeline is None else SampleTransforms(pipeline, self.kinds)
 
     def _build(self, split: Split) -> DenseDataset:

@@ -13,6 +13,7 @@ from densepred.data.images import read_depth, read_image, read_label, refuse_val
 from densepred.data.listing import carve, evenly, read_list
 from densepred.data.normals_source import NormalsFromDepth, NormalsSource
 from densepred.data.nyu_classes import NYU13_CLASSES, NYU13_OF_40, NYU40_CLASSES
+from densepred.data.official import OfficialSet
 from densepred.errors import ConfigurationError, DataError
 from densepred.geometry import intrinsics_matrix, resize_intrinsics
 
@@ -22,6 +23,9 @@ TARGETS: tuple[Target, ...] = ("segmentation", "depth", "normals")
 FULL_SIZE = (480, 640)
 INTRINSICS = intrinsics_matrix(518.85790117450188, 519.46961112127485, 325.58244941119034, 253.73616633400465)
 """Of the colour camera at 480 x 640, as the NYU toolbox publishes them."""
+
+TEST_FRAMES = 654
+"""Of the official test split; the training split has 795."""
 
 LAYOUT = """Expected layout of the folder:
   rgb/0001.jpg           (or .png)
@@ -211,3 +215,15 @@ class NYUDepthV2DataModule(DenseDataModule):
         """The frames of a split."""
         names = self.names(split)
         return NYUDepthV2(self.root, names, transforms, self.seed, self.targets, self.label_set, self.normals)
+
+    def official(self, split: Split) -> OfficialSet:
+        """The 654 test frames; the truth of normals is what they are made of."""
+        tested = split == "test" or (split == "val" and self.val_split == "test")
+        departures = () if tested else (f"the {split} frames are official training frames (data.val_split)",)
+        source = self.normals or NormalsFromDepth()
+        record = ", ".join(f"{key} {value}" for key, value in source.record.items())
+        truth = {
+            "depth": "depth/ as prepared: rawDepths, with the sensor's holes missing, unless filled ones were asked for",
+            "normals": f"{type(source).__name__}: {record}",
+        }
+        return OfficialSet("NYU Depth v2 test", TEST_FRAMES, departures, truth)

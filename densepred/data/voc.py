@@ -12,6 +12,7 @@ from densepred.data.dataset import DenseDataset, Raw, Transforms
 from densepred.data.devkit import VOC_CLASSES, find_voc
 from densepred.data.images import read_image, read_label, refuse_values
 from densepred.data.listing import evenly, read_list
+from densepred.data.official import OfficialSet
 from densepred.errors import ConfigurationError, DataError
 from densepred.sample import VOID
 
@@ -22,6 +23,10 @@ LAYOUT = """Expected layout of VOC2012 (root may be it, the VOCdevkit above it, 
   ImageSets/Segmentation/{train,val,trainval}.txt
 Ways out: `densepred prepare voc` brings the official archive into this layout, `densepred prepare sbd` adds trainaug;
 or point data.root (--data.root FOLDER) to where the data are."""
+
+
+VAL_IMAGES = 1449
+"""Of VOC 2012's val.txt; train has 1464."""
 
 
 class PascalVOC(DenseDataset):
@@ -179,3 +184,13 @@ class PascalVOCDataModule(DenseDataModule):
     def dataset(self, split: Split, transforms: Transforms | None) -> PascalVOC:
         """The images of a split."""
         return PascalVOC(self.root, self.lists[split], transforms, self.seed, self.kept, self.limits[split])
+
+    def official(self, split: Split) -> OfficialSet:
+        """VOC 2012 val, whose 21 classes all count."""
+        departures = []
+        if self.lists[split] != "val":
+            option = "train_split" if split == "train" else "val_split"
+            departures.append(f"data.{option} is {self.lists[split]!r}, not 'val'")
+        if self.kept is not None and self.kept != VOC_CLASSES:
+            departures.append(f"data.classes keeps {len(self.kept)} of 21 classes: all other pixels are left out")
+        return OfficialSet("Pascal VOC 2012 val", VAL_IMAGES, tuple(departures))

@@ -43,9 +43,10 @@ class Scores(nn.Module):
         for task in tasks:
             cast(Metric, self.metrics[task.name]).update(predictions[task.name], task.target(batch))
 
-    def compute(self) -> dict[str, tuple[Tensor, bool]]:
+    def compute(self, losses: bool = True) -> dict[str, tuple[Tensor, bool]]:
         """Values by key, and whether they stand in the progress bar."""
-        found = {f"{self.stage}/{name}": (cast(Metric, mean).compute(), False) for name, mean in self.losses.items()}
+        means = self.losses.items() if losses else ()
+        found = {f"{self.stage}/{name}": (cast(Metric, mean).compute(), False) for name, mean in means}
         for name, metric in self.metrics.items():
             for key, value in cast(Metric, metric).compute().items():
                 found[f"{self.stage}/{name}/{key}"] = value.float(), key in self.shown[name]

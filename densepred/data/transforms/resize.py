@@ -43,10 +43,11 @@ class Rescale(SceneTransform):
 
     def draw(self, size: tuple[int, int], data: dict[str, Any]) -> View:
         """The whole picture at another size."""
-        height, width = self._target(size)
+        height, width = self.resized(size)
         return View(Window(Axis(0, size[0], height, 0, height), Axis(0, size[1], width, 0, width)))
 
-    def _target(self, size: tuple[int, int]) -> tuple[int, int]:
+    def resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The size that a picture of this (height, width) gets."""
         if self.size is not None:
             return self.size
         factor = self.factor if self.short_side is None else self.short_side / min(size)
