@@ -16,12 +16,15 @@ if TYPE_CHECKING:
     from densepred.inference.photos import read_photo as read_photo
     from densepred.inference.prediction import Prediction as Prediction
     from densepred.inference.predictor import Predictor as Predictor
+    from densepred.inference.refined import CRFRefined as CRFRefined
     from densepred.inference.rescaled import Rescaled as Rescaled
+    from densepred.inference.tiling import Tiled as Tiled
     from densepred.inference.uncertainty import Uncertainty as Uncertainty
 
 __getattr__, __all__ = lazy_exports(
     __name__,
     {
+        "CRFRefined": "refined",
         "Evidence": "evidence",
         "InferenceOptions": "options",
         "MeanEvidence": "evidence",
@@ -32,6 +35,7 @@ __getattr__, __all__ = lazy_exports(
         "Predictor": "predictor",
         "Rescaled": "rescaled",
         "TestTimeAugmentation": "augmented",
+        "Tiled": "tiling",
         "Uncertainty": "uncertainty",
         "load_network": "checkpoint",
         "read_photo": "photos",

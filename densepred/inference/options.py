@@ -5,15 +5,21 @@ from dataclasses import dataclass
 from densepred.errors import ConfigurationError
 from densepred.inference.augmented import TestTimeAugmentation
 from densepred.inference.dropout import MonteCarloDropout
-from densepred.inference.evidence import Evidence, MeanEvidence, Merge
+from densepred.inference.evidence import Evidence, Merge
+from densepred.inference.refined import CRFRefined
 from densepred.inference.rescaled import Rescaled
+from densepred.refine.dense_crf import DenseCRF, Published
+
+_NEGLIGIBLE = 0.01
+"""Labels that the CRF leaves out, see `DenseCRF`: on VOC 99.9 % and more of the labels stay the same."""
 
 
 @dataclass(frozen=True)
 class InferenceOptions:
     """What is done around a network to answer for an image. The defaults ask it once, about the image as it is.
 
-    They are applied from the inside out: tiles, samples of dropout, sizes and mirror images, the shorter side.
+    They are applied from the inside out: tiles, samples of dropout, sizes and mirror images, the shorter side, the
+    CRF.
 
     Args:
         scales: Ask at these factors of the image's size, see `TestTimeAugmentation`.
@@ -22,8 +28,9 @@ class InferenceOptions:
         merge: How answers on labels are joined: mean (of probabilities), logit or max.
         mc_dropout: Samples of Monte Carlo dropout; 0 for none.
         tile: Side of the tiles in which large images are asked about, see `Tiled`; none for whole images.
-        overlap: Pixels by which tiles overlap.
+        overlap: How far tiles overlap: a share of the tile below 1, or pixels; a quarter by default.
         short_side: Bring images to this shorter side first (pixels), see `Rescaled`.
+        crf: Refine labels by a dense CRF with these published parameters, see `densepred.refine.dense_crf.PUBLISHED`.
 
     Raises:
         ConfigurationError: If an option is out of its range.
@@ -35,8 +42,9 @@ class InferenceOptions:
     merge: Merge = "mean"
     mc_dropout: int = 0
     tile: int | None = None
-    overlap: int | None = None
+    overlap: int | float | None = None
     short_side: int | None = None
+    crf: Published | None = None
 
     def applied(self, evidence: Evidence) -> Evidence:
         """The evidence with all that is asked for around it; itself where nothing is."""
@@ -49,6 +57,8 @@ class InferenceOptions:
             evidence = TestTimeAugmentation(evidence, self.scales, self.flip, self.short_sides, self.merge)
         if self.short_side is not None:
             evidence = Rescaled(evidence, self.short_side)
+        if self.crf is not None:
+            evidence = CRFRefined(evidence, DenseCRF.published(self.crf, negligible=_NEGLIGIBLE))
         return evidence
 
     @property
@@ -59,9 +69,6 @@ class InferenceOptions:
     def _tiled(self, evidence: Evidence) -> Evidence:
         if self.tile is None:
             return evidence
-        if isinstance(evidence, MeanEvidence):
-            # each member by itself, so that it is still known how they differ
-            return MeanEvidence([self._tiled(member) for member in evidence.members], evidence.merge)
         from densepred.inference.tiling import Tiled
 
         return Tiled(evidence, self.tile) if self.overlap is None else Tiled(evidence, self.tile, self.overlap)

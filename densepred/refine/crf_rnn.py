@@ -1,0 +1,67 @@
+"""CRF as RNN: the dense CRF's mean field as a layer that is trained with the network."""
+
+import torch
+from torch import Tensor, nn
+
+from densepred.refine.dense_crf import DenseCRF, Normalisation
+
+
+class CRFAsRNN(DenseCRF):
+    """A dense CRF whose kernel weights and label compatibility are learned, through all iterations.
+
+    In each iteration the messages of both kernels are multiplied by a matrix (labels x labels) each, summed, multiplied
+    by the compatibility matrix and subtracted from the scores. It starts as the Potts model: diagonals `smooth_weight`
+    and `weight`, and minus the identity. The kernels' widths are fixed.
+
+    Args:
+        classes: Number of labels.
+        smooth: See `DenseCRF`.
+        smooth_weight: Diagonal that the smoothness kernel's matrix starts with.
+        near: See `DenseCRF`.
+        colour: See `DenseCRF`.
+        weight: Diagonal that the appearance kernel's matrix starts with.
+        iterations: In training.
+        test_iterations: In evaluation mode.
+        normalisation: See `DenseCRF`.
+
+    Shape:
+        As `DenseCRF`; `refined` gives scores to train on.
+
+    Reference:
+        Zheng, Jayasumana, Romera-Paredes, Vineet, Su, Du, Huang, Torr. Conditional Random Fields as Recurrent Neural
+        Networks. ICCV 2015. arXiv:1502.03240 (3 * classes^2 parameters; learning rates of the kernels' matrices 10^4
+        and of the compatibility 10^3 times the network's).
+
+    Example:
+        >>> sum(p.numel() for p in CRFAsRNN(21).parameters())
+        1323
+    """
+
+    def __init__(
+        self,
+        classes: int,
+        smooth: float = 3.0,
+        smooth_weight: float = 3.0,
+        near: float = 160.0,
+        colour: float = 3.0,
+        weight: float = 5.0,
+        iterations: int = 5,
+        test_iterations: int = 10,
+        normalisation: Normalisation = "after",
+    ) -> None:
+        # the matrices weigh the kernels
+        super().__init__(smooth, 1.0, near, colour, 1.0, iterations, normalisation)
+        self.test_iterations = test_iterations
+        self.smooth_weights = nn.Parameter(smooth_weight * torch.eye(classes))
+        self.appearance_weights = nn.Parameter(weight * torch.eye(classes))
+        self.compatibility = nn.Parameter(-torch.eye(classes))
+
+    def joined(self, messages: list[Tensor]) -> Tensor:
+        """What is added to the scores, from the kernels' messages (rows, labels)."""
+        smooth, appearance = messages
+        weighted = smooth @ self.smooth_weights.t() + appearance @ self.appearance_weights.t()
+        return -(weighted @ self.compatibility.t())
+
+    def steps(self) -> int:
+        """Iterations of the present mode."""
+        return self.iterations if self.training else self.test_iterations
