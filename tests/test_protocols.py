@@ -33,6 +33,8 @@ from densepred.evaluation.protocol import Setting
 from densepred.inference.evidence import NetworkEvidence
 from densepred.inference.options import InferenceOptions
 from densepred.module import DensePredictor
+from densepred.reports.run import Run
+from densepred.reports.run_page import run_page
 from densepred.tasks.depth import Depth
 from densepred.tasks.normals import Normals
 from densepred.tasks.segmentation import Segmentation
@@ -390,6 +392,14 @@ def test_a_misspelt_protocol_ends_a_training_before_its_first_step(trained, monk
     monkeypatch.chdir(trained)
     assert main(["fit", "--config", "voc.yaml", "--protocol", "nyu"]) == 1
     assert "protocol nyu: expected some of" in capsys.readouterr().err
+
+
+def test_the_report_page_tells_the_protocol_of_a_test(tmp_path):
+    evaluate(network(Segmentation(21)), voc(tmp_path), tmp_path, ["voc"], InferenceOptions(flip=True))
+    (tmp_path / "metrics.csv").write_text("step,test/segmentation/miou\n0,0.5\n")
+    page = run_page(Run(tmp_path))
+    assert "segmentation by protocol voc (5 of 1,449 images) at the labels&#x27; own size" in page
+    assert "flip True" in page
 
 
 @pytest.mark.slow

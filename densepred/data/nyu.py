@@ -223,7 +223,7 @@ class NYUDepthV2DataModule(DenseDataModule):
         source = self.normals or NormalsFromDepth()
         record = ", ".join(f"{key} {value}" for key, value in source.record.items())
         truth = {
-            "depth": "depth/ as prepared: rawDepths, with the sensor's holes missing, unless filled ones were asked for",
+            "depth": "depth/ as prepared: raw with the sensor's holes missing, unless filled was asked for",
             "normals": f"{type(source).__name__}: {record}",
         }
         return OfficialSet("NYU Depth v2 test", TEST_FRAMES, departures, truth)

@@ -1,6 +1,7 @@
-"""Evaluation: a validation or test under named protocols, with what is done around the network, told in metrics.json."""
+"""Evaluation: a validation or test under named protocols, with all that was done told in metrics.json."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -16,10 +17,9 @@ from densepred.evaluation.protocol import Protocol, Setting
 from densepred.evaluation.report import counts, lines, options_stated, provenance
 from densepred.inference.evidence import Evidence, NetworkEvidence
 from densepred.inference.options import InferenceOptions
+from densepred.reports.evaluations import FILES
 from densepred.sample import counted
 from densepred.tasks.base import Batch, Task
-
-FILES = {"test": "metrics.json", "val": "metrics_val.json"}
 
 
 class Evaluation(pl.Callback):
@@ -140,8 +140,12 @@ class Evaluation(pl.Callback):
             module.asked = Unpadded(self._evidence(module, tasks))
 
     def _evidence(self, module: Any, tasks: list[Task]) -> Evidence:
-        evidence = self.options.applied(NetworkEvidence(module.network, tasks))
-        return SeenAt(evidence, self._own.seen) if self._seen_as_trained else evidence
+        evidence: Evidence = NetworkEvidence(module.network, tasks)
+        if not self._seen_as_trained:
+            return self.options.applied(evidence)
+        # a CRF sees the image's own pixels, whatever size the network sees
+        seen = SeenAt(replace(self.options, crf=None).applied(evidence), self._own.seen)
+        return InferenceOptions(crf=self.options.crf).applied(seen)
 
     @property
     def _seen_as_trained(self) -> bool:

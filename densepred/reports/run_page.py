@@ -10,6 +10,7 @@ import yaml
 from densepred.reports import page as html
 from densepred.reports.diagnostics import angle_chart, class_table, confusion_chart, distance_chart
 from densepred.reports.directions import best_marked
+from densepred.reports.evaluations import protocol_told
 from densepred.reports.groups import final
 from densepred.reports.layout import Plot, layout
 from densepred.reports.run import Run
@@ -70,6 +71,9 @@ def _results(run: Run) -> str:
     kept = ", ".join(path.name for path in run.checkpoints())
     told = html.note(f"Checkpoints: {kept}.") if kept else html.note("No checkpoint was kept.")
     told += html.note("Bold: the best of a row.") if 'best"' in "".join(tables) else ""
+    for stage in ("val", "test"):
+        if protocol := protocol_told(run.folder, stage):
+            told += html.note(f"{_words(stage).capitalize()} by itself: {protocol}")
     missing = (
         [] if any(tables) else [html.warning("No evaluation is in metrics.csv: the run ended, or is, before one.")]
     )
