@@ -24,11 +24,11 @@ def mirror(image: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> Te
     """
     for dimension, (before, after) in ((-2, rows), (-1, columns)):
         if before or after:
-            image = image.index_select(dimension, _source(image.shape[dimension], before, after, image.device))
+            image = image.index_select(dimension, source_pixels(image.shape[dimension], before, after, image.device))
     return image
 
 
-def _source(size: int, before: int, after: int, device: torch.device) -> Tensor:
+def source_pixels(size: int, before: int, after: int, device: torch.device | None = None) -> Tensor:
     """The pixel that each pixel of an extended row shows: there and back with a period of twice the size less two."""
     last = size - 1
     place = torch.arange(-before, size + after, device=device).remainder(max(2 * last, 1))
