@@ -20,6 +20,10 @@ from densepred.errors import ConfigurationError
 TRUSTED = ("densepred", "torch", "torchvision")
 """Packages whose classes a checkpoint may name without being asked."""
 
+MOST_VALUES = 10_000_000
+"""In a recipe, with shared lists written out in every place; the states of optimizers have many."""
+DEEPEST = 100
+
 
 class Recorded:
     """Remembers the arguments an object was built with, in `init_args`.
@@ -106,7 +110,7 @@ def class_paths(plain: Any) -> Iterator[str]:
             yield from class_paths(value)
 
 
-def refuse_foreign(plain: Any, where: str, allow: Sequence[str] = ()) -> None:
+def refuse_foreign(plain: Any, where: str, allow: Sequence[str] = (), trusted: Sequence[str] = TRUSTED) -> None:
     """Refuses a recipe that names classes which neither densepred nor the user vouches for.
 
     A checkpoint comes from elsewhere; to build a class is to run its code.
@@ -115,17 +119,34 @@ def refuse_foreign(plain: Any, where: str, allow: Sequence[str] = ()) -> None:
         plain: The recipe.
         where: The file it stands in.
         allow: Further packages, modules or classes: `mine`, `mine.MyDecoder`.
+        trusted: Packages whose classes need no allowance.
 
     Raises:
-        ConfigurationError: Naming the first such class.
+        ConfigurationError: Naming the first such class; or if the recipe holds itself, or more than could be meant.
     """
-    known = (*TRUSTED, *allow)
+    if (values := _expanded(plain, {}, where)) > MOST_VALUES:
+        raise ConfigurationError(f"{where} describes {values:,} values; a network has at most {MOST_VALUES:,}.")
+    known = (*trusted, *allow)
     for path in class_paths(plain):
-        if not any(path == name or path.startswith(f"{name}.") for name in known):
+        # a bare name can only mean a class that is imported already
+        if "." in path and not any(path == name or path.startswith(f"{name}.") for name in known):
             raise ConfigurationError(
-                f"{where} wants the class {path} built, which is none of {', '.join(TRUSTED)}. Building it runs its "
+                f"{where} wants the class {path} built, which is none of {', '.join(trusted)}. Building it runs its "
                 f"code: if you trust it, allow it by name: --allow {path} (in Python allow=[{path!r}])."
             )
+
+
+def _expanded(plain: Any, known: dict[int, int], where: str, depth: int = 0) -> int:
+    """How many values a recipe stands for: a pickle may hold one list in many places, and a list in itself."""
+    if not isinstance(plain, dict | list | tuple):
+        return 1
+    if depth > DEEPEST or known.get(id(plain)) == 0:
+        raise ConfigurationError(f"{where}: a value lies in itself, or more than {DEEPEST} deep.")
+    if id(plain) not in known:
+        known[id(plain)] = 0  # being counted
+        inside = plain.values() if isinstance(plain, dict) else plain
+        known[id(plain)] = 1 + sum(_expanded(value, known, where, depth + 1) for value in inside)
+    return known[id(plain)]
 
 
 def rebuilt(plain: Any, where: str = "value", expected: Any = Recorded) -> Any:
@@ -150,7 +171,7 @@ def rebuilt(plain: Any, where: str = "value", expected: Any = Recorded) -> Any:
         return plain
     if "class_path" not in plain:
         return {key: rebuilt(value, f"{where}[{key!r}]", expected) for key, value in plain.items()}
-    part = _found(plain["class_path"], where)
+    part = _found(plain["class_path"], where, expected)
     hints = get_type_hints(part.__init__)
     arguments = {
         name: rebuilt(value, f"{where}.{name}", hints.get(name, Any))
@@ -164,7 +185,7 @@ def rebuilt(plain: Any, where: str = "value", expected: Any = Recorded) -> Any:
         raise ConfigurationError(f"{where}: {plain['class_path']} refuses its arguments: {error}") from error
 
 
-def _found(path: str, where: str) -> Any:
+def _found(path: str, where: str, expected: Any) -> Any:
     module, _, name = path.rpartition(".")
     try:
         found = getattr(import_module(module), name)
@@ -175,7 +196,20 @@ def _found(path: str, where: str) -> Any:
     # torch.hub.load and its like are reachable by name as well
     if not (inspect.isclass(found) and issubclass(found, nn.Module | Recorded)):
         raise ConfigurationError(f"{where}: {path} is no part of a network.")
+    wanted = tuple(_parts(expected))
+    if wanted and not issubclass(found, wanted):
+        names = " or ".join(one.__name__ for one in wanted)
+        raise ConfigurationError(f"{where}: expected a subclass of {names}; {path} is none.")
     return found
+
+
+def _parts(annotation: Any) -> Iterator[type[Any]]:
+    """The classes of parts that an annotation asks for; of a callable, those that it returns."""
+    if inspect.isclass(annotation) and issubclass(annotation, nn.Module | Recorded):
+        yield annotation
+    inner = get_args(annotation)
+    for one in inner[-1:] if get_origin(annotation) is get_origin(Callable[[], None]) else inner:
+        yield from _parts(one)
 
 
 def _mentions(annotation: Any, origin: Any) -> bool:

@@ -1,18 +1,19 @@
 """Finding a run's checkpoint again, and what a resumed run takes from it and what from its configuration."""
 
-import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from densepred.errors import ConfigurationError
+from densepred.recipe import refuse_foreign
+from densepred.vouched import RUN_PACKAGES
+from densepred.yaml_text import read_yaml
 
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
@@ -136,13 +137,32 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         ConfigurationError: If the file is not a whole checkpoint.
     """
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "there is no such file"
+        raise ConfigurationError(f"{path}: {what}. Expected a checkpoint (.ckpt) written by densepred fit.")
     try:
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        refuse_compressed(path)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # damaged pickles make the reader raise anything
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigurationError(
-            f"{path} cannot be read as a checkpoint: {error}. Expected a .ckpt file written by densepred fit."
+            f"{path} cannot be read as a checkpoint: {cause}. Expected a .ckpt file written by densepred fit, whole "
+            "and without Python objects beside plain values and tensors."
         ) from error
+    if not isinstance(checkpoint, dict):
+        raise ConfigurationError(
+            f"{path} holds a {type(checkpoint).__name__}, not a checkpoint. Expected a .ckpt file written by densepred "
+            "fit."
+        )
     return checkpoint
+
+
+def refuse_compressed(path: Path) -> None:
+    """Raises a ValueError where a file of torch.save is compressed: small ones could hold much, torch writes none."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+                raise ValueError("its records are compressed, which torch.save never does")
 
 
 def check_same_network(path: Path, built: Mapping[str, Tensor]) -> None:
@@ -168,17 +188,31 @@ def check_same_network(path: Path, built: Mapping[str, Tensor]) -> None:
         )
 
 
-def checkpoint_config(path: Path) -> dict[str, Any]:
+def checkpoint_config(path: Path, allow: Sequence[str] = ()) -> dict[str, Any]:
     """The configuration a checkpoint was trained with; of one trained from Python, the model's part.
 
+    Args:
+        path: The checkpoint.
+        allow: Packages or classes that it may name, beside those of a run: densepred, torch, torchvision, Lightning and
+            albumentations.
+
     Raises:
-        ConfigurationError: If the checkpoint holds none.
+        ConfigurationError: If the checkpoint holds none, or one that names other classes.
     """
+    config = _configured(path)
+    refuse_foreign(config, str(path), allow, RUN_PACKAGES)
+    return config
+
+
+def _configured(path: Path) -> dict[str, Any]:
     checkpoint = read_checkpoint(path)
     if "config" in checkpoint:
-        config: dict[str, Any] = yaml.safe_load(checkpoint["config"])
+        config = read_yaml(str(checkpoint["config"]), f"{path}: its configuration")
+        if not isinstance(config, dict):
+            raise ConfigurationError(f"{path}: its configuration is a {type(config).__name__}, not a mapping.")
         return {key: config[key] for key in _SECTIONS if key in config}
-    hyperparameters = dict(checkpoint.get("hyper_parameters", {}))
+    hyperparameters = checkpoint.get("hyper_parameters")
+    hyperparameters = dict(hyperparameters) if isinstance(hyperparameters, dict) else {}
     hyperparameters.pop("_instantiator", None)
     if "_class_path" not in hyperparameters:
         raise ConfigurationError(f"{path} does not say how its model was built. Give the run's --config as well.")

@@ -268,7 +268,7 @@ def test_a_users_own_decoder_in_the_working_folder_is_found(config):
     done = subprocess.run([*command, "--model.decoder", "mine.MyDecoder", "--model.decoder.width", "4"], check=False,
                           capture_output=True, text=True, env={**os.environ, "PYTHONSAFEPATH": "1"})  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert main(["test", "--ckpt_path", "last"]) == 0
+    assert main(["test", "--ckpt_path", "last", "--allow", "mine"]) == 0
 
 
 def test_a_missing_data_folder_ends_in_one_message_without_a_traceback(config, capsys):

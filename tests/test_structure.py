@@ -28,6 +28,8 @@ FLOORS = [
         "dense_block",
         "recomputation",
         "reports",
+        "vouched",
+        "yaml_text",
     },
     {"losses", "metrics", "encoders", "decoders", "refine", "resume", "random_states", "parameter_groups"},
     {"tasks", "network", "balance"},

@@ -12,11 +12,12 @@ from densepred.checking.contact import contact_sheet
 from densepred.checking.inspection import SPLITS, Inspection, inspect_data
 from densepred.checking.report import as_json, remark_lines, tables
 from densepred.commands.arguments import ROOT, RunParser, import_parts, nulls_as_configs
-from densepred.commands.describe import read_config
+from densepred.commands.describe import is_checkpoint, read_config
 from densepred.data.atomic import whole_file
 from densepred.data.datamodule import DenseDataModule
 from densepred.errors import ConfigurationError
 from densepred.metrics.segmentation import class_names
+from densepred.vouched import add_allow, named_in, only_vouched
 
 PASSES_OPTIONS_ON = True
 """Options of the data may stand on the command line, as in `fit`."""
@@ -32,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", "-c", action="append", default=[], type=Path, metavar="FILE", help="a run's YAML, or a checkpoint"
     )
+    add_allow(parser)
     parser.add_argument(
         "--output", type=Path, metavar="NAME", help="NAME.json and NAME.png; default: runs/check/ and the data's name"
     )
@@ -46,9 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Looks at the data, prints and writes what was found; 0 where training is safe."""
     import_parts()
-    configs = [read_config(path, "data") for path in arguments.config]
+    vouched = [*arguments.allow, *named_in(arguments.options)]
+    configs = [read_config(path, "data", vouched) for path in arguments.config]
     tasks = [task for config in configs for task in _label_tasks(config)]
-    data = build_data(configs, arguments.options)
+    with only_vouched(vouched if any(map(is_checkpoint, arguments.config)) else None):
+        data = build_data(configs, arguments.options)
     named = {task["name"]: class_names(task["classes"], task["mode"]) for task in tasks}
     workers = arguments.num_workers
     # by --data alone no run is described: what its transforms will be is not known

@@ -1,6 +1,7 @@
 """`densepred describe`: what a network is made of, a stage a line, and what a training step will take."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +20,8 @@ from densepred.module import DensePredictor
 from densepred.network import DenseNetwork
 from densepred.resume import checkpoint_config
 from densepred.starting_weights import without_starting_weights
+from densepred.vouched import add_allow, named_in, only_vouched
+from densepred.yaml_text import read_yaml
 
 PASSES_OPTIONS_ON = True
 """Options of the model may stand on the command line, as in `fit`."""
@@ -34,14 +37,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--size", nargs=2, type=int, metavar=("H", "W"), help="of the images (default: the training crop's)"
     )
     parser.add_argument("--batch_size", type=int, metavar="N", help="default: the configuration's")
+    add_allow(parser)
     parser.add_argument("--quick", action="store_true", help="leave the receptive fields and checkerboards out")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the tables."""
-    config = read_config(arguments.config)
+    vouched = [*arguments.allow, *named_in(arguments.options)]
+    config = read_config(arguments.config, allow=vouched)
     size, batch_size = _images(config, arguments.size, arguments.batch_size)
     import_parts()
+    with only_vouched(vouched if is_checkpoint(arguments.config) else None):
+        return _describe(config, arguments, size, batch_size)
+
+
+def _describe(config: dict[str, Any], arguments: argparse.Namespace, size: tuple[int, int], batch_size: int) -> int:
     with torch.device("meta"):
         module = build_module(config, arguments.options)
         network = module.network
@@ -63,21 +73,29 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def read_config(path: Path, part: str = "model") -> dict[str, Any]:
+def is_checkpoint(path: Path) -> bool:
+    """Whether a configuration comes out of a checkpoint, which may be anyone's."""
+    return path.suffix == ".ckpt"
+
+
+def read_config(path: Path, part: str = "model", allow: Sequence[str] = ()) -> dict[str, Any]:
     """A run's configuration, from its YAML file or from a checkpoint.
 
     Args:
         path: The file.
         part: What must be in it: model, data.
+        allow: Packages or classes that a checkpoint may name beside those of a run.
 
     Raises:
-        ConfigurationError: If there is no such file, or no such part in it.
+        ConfigurationError: If there is no such file, or no such part in it, or a checkpoint names other classes.
     """
     if not path.is_file():
         raise ConfigurationError(f"There is no file {path}. Expected a run's YAML file or a checkpoint.")
     try:
-        config = checkpoint_config(path) if path.suffix == ".ckpt" else yaml.safe_load(path.read_text())
-    except (ValueError, yaml.YAMLError) as error:
+        config = checkpoint_config(path, allow) if is_checkpoint(path) else read_yaml(path, str(path))
+    except ConfigurationError:
+        raise
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigurationError(f"{path}: not YAML: {error}") from error
     if not isinstance(config, dict) or part not in config:
         raise ConfigurationError(f"{path}: no `{part}` in it. Expected a configuration as `densepred fit` reads it.")

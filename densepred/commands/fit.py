@@ -41,6 +41,7 @@ from densepred.losses.class_weights import with_weights_read
 from densepred.module import DensePredictor
 from densepred.resume import check_same_network, read_checkpoint
 from densepred.starting_weights import without_starting_weights
+from densepred.vouched import only_vouched
 
 
 def run(arguments: list[str]) -> int:
@@ -82,6 +83,7 @@ class DensePredCLI(LightningCLI):
 
     def __init__(self) -> None:
         self.checkpoint: Path | None = None
+        self.vouched: list[str] | None = None
         self._given_ids: list[Any] = []
         super().__init__(
             DensePredictor,
@@ -99,7 +101,10 @@ class DensePredCLI(LightningCLI):
                 "prog": "densepred",
                 "usage": "densepred",
                 "allow_abbrev": False,  # an option cut short is a misspelt one
-                **{v: {"usage": f"densepred {v} [--config FILE] [--option VALUE ...]"} for v in self.subcommands()},
+                **{
+                    v: {"usage": f"densepred {v} [--config FILE] [--option VALUE ...] [--allow NAME]"}
+                    for v in self.subcommands()
+                },
             },
         )
 
@@ -125,8 +130,9 @@ class DensePredCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Puts a checkpoint's configuration before the user's own arguments."""
-        arguments, self.checkpoint = with_checkpoint(sys.argv[1:])
-        self.config = parser.parse_args(nulls_as_configs(arguments))
+        arguments, self.checkpoint, self.vouched = with_checkpoint(sys.argv[1:])
+        with only_vouched(self.vouched):
+            self.config = parser.parse_args(nulls_as_configs(arguments))
         with_weights_read(self.config[self.config.subcommand].model)
         if self.checkpoint is not None:
             config = self.config[self.config.subcommand]
@@ -149,6 +155,11 @@ class DensePredCLI(LightningCLI):
             config = yaml.safe_load(self._parser(subcommand).dump(self.config[subcommand], skip_none=False))
             advice = memory_advice(where, error, self.trainer, self.datamodule, config)
             raise TrainingError(advice) from error
+
+    def instantiate_classes(self) -> None:
+        """Builds what the configuration names; of a checkpoint's own, only what is vouched for."""
+        with only_vouched(self.vouched):
+            super().instantiate_classes()
 
     def _parse_ckpt_path(self) -> None:
         """Lightning's own would put the checkpoint's hyperparameters above the command line."""

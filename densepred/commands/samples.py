@@ -10,11 +10,12 @@ from densepred.callbacks.shots import row_of
 from densepred.callbacks.targets import depth_range, drawing_tasks, target_shots
 from densepred.commands.arguments import import_parts
 from densepred.commands.check_data import build_data
-from densepred.commands.describe import read_config
+from densepred.commands.describe import is_checkpoint, read_config
 from densepred.data.datamodule import DenseDataModule, Split
 from densepred.data.dataset import DenseDataset
 from densepred.data.sampler import EpochSampler
 from densepred.errors import ConfigurationError, DataError
+from densepred.vouched import add_allow, named_in, only_vouched
 
 PASSES_OPTIONS_ON = True
 """Options of the data may stand on the command line, as in `fit`."""
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", "-c", action="append", default=[], type=Path, metavar="FILE", help="a run's YAML, or a checkpoint"
     )
+    add_allow(parser)
     parser.add_argument("--split", choices=("train", "val", "test"), default="train", help="default: %(default)s")
     parser.add_argument("--count", type=int, default=4, metavar="N", help="samples (default: %(default)s)")
     parser.add_argument(
@@ -59,8 +61,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.output.suffix.lower() != ".png":
         raise ConfigurationError(f"samples: --output is {arguments.output}; expected the name of a .png file.")
     import_parts()
-    configs = [read_config(path, "data") for path in arguments.config]
-    data = build_data(configs, arguments.options, "samples")
+    vouched = [*arguments.allow, *named_in(arguments.options)]
+    configs = [read_config(path, "data", vouched) for path in arguments.config]
+    with only_vouched(vouched if any(map(is_checkpoint, arguments.config)) else None):
+        data = build_data(configs, arguments.options, "samples")
     if arguments.seed is not None:
         data.seed = arguments.seed
     plain, changed = _data_sets(data, arguments.split)

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from densepred.errors import ConfigurationError
+from densepred.yaml_text import read_yaml
 
 ENVIRONMENT = "environment.json"
 DIAGNOSTICS = "diagnostics"
@@ -45,7 +46,7 @@ class Run:
     def config(self) -> dict[str, Any]:
         """What it was started with."""
         try:
-            content = yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8"))
+            content = read_yaml(self.folder / "config.yaml", str(self.folder / "config.yaml"))
         except (OSError, ValueError, yaml.YAMLError):
             return {}
         return content if isinstance(content, dict) else {}
