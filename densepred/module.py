@@ -36,7 +36,8 @@ class DensePredictor(Remembering):
     The loss is the sum over tasks of `task.weight` times the task's loss; with an auxiliary decoder, plus
     `auxiliary_weight` times the same on its planes; a `balance` multiplies each by a factor that it finds in training.
     Logged: `train/loss`, `train/<task>/loss`, `val/loss` and `val/<task>/<metric>` (`test/...` likewise), all without
-    the balance's factors, which are in `train/<task>/weight`.
+    the balance's factors, which are in `train/<task>/weight`. Those of the training are handed over at the steps that the
+    trainer logs and at the last of an epoch, as they are at that step.
 
     Attributes:
         step_losses: From a training step to the end of its backward pass, for callbacks.
@@ -146,7 +147,7 @@ class DensePredictor(Remembering):
         if self.balance is None:
             return step.total
         total = step.balance(self.balance)
-        for name, weight in step.weights.items():
+        for name, weight in step.weights.items() if _is_logged(self._trainer) else ():
             self.log(f"train/{name}/weight", weight)
         return total
 
@@ -195,10 +196,10 @@ class DensePredictor(Remembering):
         return whole
 
     def _log_loss(self, stage: str, name: str, value: Tensor, batch: Batch) -> None:
-        if stage == "train":
-            self.log(f"train/{name}", value, batch_size=len(batch["image"]), prog_bar=name == "loss")
-        else:
+        if stage != "train":
             self._scores(stage).add_loss(name, value, counted(batch))
+        elif _is_logged(self._trainer):
+            self.log(f"train/{name}", value, batch_size=len(batch["image"]), prog_bar=name == "loss")
 
     def _evaluate(self, stage: str, batch: Batch) -> dict[str, Any]:
         if self.asked is not None:
@@ -300,3 +301,10 @@ class DensePredictor(Remembering):
         self._random_states = []
         continue_after_epoch(self.trainer)
         keep_on_the_curve(self.trainer)
+
+
+def _is_logged(trainer: Any) -> bool:
+    """Whether a step's values are asked for, by a logger or at the end of an epoch: `log` takes milliseconds."""
+    if trainer is None or getattr(trainer, "fast_dev_run", False):
+        return True
+    return bool(trainer.is_last_batch or trainer._logger_connector.should_update_logs)

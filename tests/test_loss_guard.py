@@ -30,6 +30,7 @@ from densepred.module import DensePredictor
 from densepred.schedules import PolyLR
 from densepred.tasks.depth import Depth
 from densepred.tasks.segmentation import Segmentation
+from tests.test_cli import rows
 from tests.test_exact_resume import STATES, assert_same
 
 ROOT = Path(__file__).parents[1]
@@ -238,6 +239,33 @@ def test_a_device_that_must_not_be_waited_for_is_looked_at_when_the_run_logs(tmp
         assert re.search(rf"images: +{', '.join(seen[batch])}\n", text)
         assert len(seen) == looked
         assert "nothing was saved before" in text
+
+
+class Steps(pl.Callback):
+    """What each step lost, and what callbacks are told at the end of the epoch."""
+
+    def __init__(self):
+        self.losses = []
+        self.told = []
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.losses.append(float(outputs["loss"]))
+
+    def on_train_epoch_end(self, trainer, module):
+        self.told.append(float(trainer.callback_metrics["train/loss"]))
+
+
+def test_what_is_logged_of_a_step_is_its_own_loss_though_few_steps_log(tmp_path):
+    steps = Steps()
+    module = DensePredictor(UNetEncoder(widths=(4, 8)), partial(UNetDecoder, widths=(4,)), [Depth()])
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=RunLogger(tmp_path, version=0), callbacks=[steps, LossGuard()], max_epochs=2,
+        log_every_n_steps=4, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+    )  # fmt: skip
+    trainer.fit(module, PatchesDataModule(""))
+    written = {int(row["step"]): float(row["train/loss"]) for row in rows(tmp_path / "version_0") if row["train/loss"]}
+    assert written == pytest.approx({step: steps.losses[step] for step in (3, 7, 11)}, rel=1e-5)
+    assert steps.told == pytest.approx([steps.losses[5], steps.losses[11]], rel=1e-6)
 
 
 def history(losses, factor=10):

@@ -48,6 +48,7 @@ class EpochProgress(TQDMProgressBar):
         self.bar = bar
         self._moved = 0.0
         self._advised = False
+        self._latest: Tensor | None = None
         self._start_epoch()
 
     @property
@@ -59,7 +60,7 @@ class EpochProgress(TQDMProgressBar):
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         """What stands behind the bar: the loss, and the metrics that the tasks show."""
         found = trainer.progress_bar_metrics
-        loss = {"loss": found["train/loss"]} if "train/loss" in found else {}
+        loss = {} if self._latest is None else {"loss": float(self._latest)}
         share = self._waiting(trainer)[0]
         wait = {"waiting for data": f"{share:.0%}"} if share > STARVED else {}
         return {**loss, **{key: found[key] for key in shown_keys(pl_module) if key in found}, **wait}
@@ -98,13 +99,14 @@ class EpochProgress(TQDMProgressBar):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Adds up images and losses, without waiting for the device."""
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         self._images += len(batch["image"])
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if isinstance(loss, Tensor):
             # Lightning divides it among the batches whose gradients it accumulates
-            self._loss = self._loss.to(loss.device) + loss.detach().float() * trainer.accumulate_grad_batches
+            self._latest = loss.detach().float() * trainer.accumulate_grad_batches
+            self._loss = self._loss.to(loss.device) + self._latest
             self._steps += 1
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stops the training's clock."""

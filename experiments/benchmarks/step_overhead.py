@@ -11,7 +11,9 @@ on the CPU. Each contender has a network, an optimizer and a loader of its own, 
 - ours: `densepred fit` as it comes: all its callbacks (panels, diagnostics, guards, checkpoints, throughput, learning
   rates), its loggers every 50 steps, and the progress bar, which writes to a terminal that is not there.
 
-They take turns: after every `steps` steps the next one goes on, so that what else the machine does hits all alike.
+Each is a process of its own, and they take turns: after every `steps` steps the next one goes on, so that what else
+the machine does hits all alike. The allocator keeps what is freed: whether it gives memory back to the system, to come
+back page by page in the next step, depends on sizes and order by chance, and costs more than what is to be measured.
 Printed are the CPU time of a step (median over the turns), and how much more than the bare loop's it is: the median of
 the ratios within a round, and their quartiles. The first round warms up and is not counted. A validation, with its
 metrics and panels, comes after the steps and is not part of one.
@@ -19,13 +21,14 @@ metrics and panels, comes after the steps and is not part of one.
 
 import contextlib
 import io
+import multiprocessing
 import os
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +50,8 @@ from densepred.tasks.base import Batch
 from densepred.tasks.segmentation import Segmentation
 
 CLASSES, BATCH, SIDE = 21, 4, 128
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**33), "MALLOC_ARENA_MAX": "1"}
+"""For glibc; the same for all."""
 
 
 class Memory(DenseDataset):
@@ -78,52 +83,28 @@ class MemoryDataModule(DenseDataModule):
 
 
 class Turns:
-    """Lets threads work one after another, so many steps each, and measures every turn.
+    """Lets a process work when it is told to, so many steps at a time, and measures them.
 
     Args:
-        names: Who takes turns, in this order.
-        rounds: How many turns each has.
+        line: To who tells it, and hears the CPU seconds of a step.
+        rounds: How many turns there are.
         steps: Of a turn.
     """
 
-    def __init__(self, names: list[str], rounds: int, steps: int) -> None:
-        self.names, self.rounds, self.steps = names, rounds, steps
-        self.seconds: dict[str, list[float]] = {name: [] for name in names}
-        self.failed: BaseException | None = None
-        self._whose = names[0]
-        self._taken = dict.fromkeys(names, 0)
-        self._changed = threading.Condition()
+    def __init__(self, line: Connection, rounds: int, steps: int) -> None:
+        self.line, self.steps = line, steps
+        self.total = rounds * steps  # one more begins, so that the last one is whole
+        self._taken = 0
         self._began = 0.0
 
-    @property
-    def total(self) -> int:
-        """Steps of each; one more must begin, so that the last one is whole."""
-        return self.rounds * self.steps
-
-    def between_steps(self, name: str) -> None:
-        """Called before every step: where a turn is over, the others go first; after the last one, all of them."""
-        taken, self._taken[name] = self._taken[name], self._taken[name] + 1
-        if taken % self.steps:
-            return
-        with self._changed:
-            if taken:
-                self.seconds[name].append((time.process_time() - self._began) / self.steps)
-                self._whose = self.names[(self.names.index(name) + 1) % len(self.names)]
-                self._changed.notify_all()
-            over = taken == self.total
-            self._changed.wait_for(lambda: self.failed or (self._all_done() if over else self._whose == name))
-        if self.failed:
-            raise RuntimeError("Another contender failed.") from self.failed
-        self._began = time.process_time()
-
-    def fail(self, error: BaseException) -> None:
-        """Nobody waits any longer."""
-        with self._changed:
-            self.failed = self.failed or error
-            self._changed.notify_all()
-
-    def _all_done(self) -> bool:
-        return all(len(measured) == self.rounds for measured in self.seconds.values())
+    def between_steps(self) -> None:
+        """Called before every step; after the last turn too it goes on when told, so as not to disturb the others."""
+        if self._taken % self.steps == 0:
+            if self._taken:
+                self.line.send((time.process_time() - self._began) / self.steps)
+            self.line.recv()
+            self._began = time.process_time()
+        self._taken += 1
 
 
 class TakesTurns(pl.Callback):
@@ -131,12 +112,9 @@ class TakesTurns(pl.Callback):
 
     turns: Turns
 
-    def __init__(self, name: str = "ours") -> None:
-        self.name = name
-
     def on_train_batch_start(self, *arguments: object) -> None:
         """The batch is there, as in the bare loop."""
-        self.turns.between_steps(self.name)
+        self.turns.between_steps()
 
 
 def network() -> DensePredictor:
@@ -155,7 +133,7 @@ def bare(turns: Turns) -> None:
     task = module.tasks[0]
     optimizer = torch.optim.AdamW(module.network.parameters(), lr=3e-4, weight_decay=0.01)
     for batch in loader(turns):
-        turns.between_steps("bare")
+        turns.between_steps()
         loss = task.loss_from_planes(module.network.planes(batch["image"])["segmentation"], batch)
         optimizer.zero_grad()
         loss.backward()
@@ -194,7 +172,7 @@ def lightning(turns: Turns) -> None:
     with tempfile.TemporaryDirectory() as folder:
         trainer = pl.Trainer(
             accelerator="cpu", max_epochs=1, log_every_n_steps=50, default_root_dir=folder,
-            logger=pl.loggers.CSVLogger(folder), callbacks=[TakesTurns("lightning")], enable_model_summary=False,
+            logger=pl.loggers.CSVLogger(folder), callbacks=[TakesTurns()], enable_model_summary=False,
         )  # fmt: skip
         trainer.fit(PlainModule(), train_dataloaders=MemoryDataModule(turns.total + 1).train_dataloader())
 
@@ -235,25 +213,37 @@ def configuration(turns: Turns, folder: str) -> dict[str, object]:
     }  # fmt: skip
 
 
+def work(contender: Callable[[Turns], None], turns: Turns, threads: int) -> None:
+    """A process."""
+    torch.set_num_threads(threads)
+    TakesTurns.turns = turns
+    terminal = io.StringIO()
+    with contextlib.redirect_stdout(terminal), contextlib.redirect_stderr(terminal):
+        contender(turns)
+
+
 def measure(rounds: int, steps: int, threads: int = 1) -> dict[str, list[float]]:
     """CPU seconds of a step in every turn, by contender."""
-    turns = TakesTurns.turns = Turns(["bare", "lightning", "ours"], rounds + 1, steps)
-
-    def work(contender: Callable[[Turns], None]) -> None:
-        torch.set_num_threads(threads)
-        try:
-            contender(turns)
-        except BaseException as error:
-            turns.fail(error)
-            raise
-
-    others = [threading.Thread(target=work, args=(contender,), daemon=True) for contender in (bare, lightning)]
-    for other in others:
-        other.start()
-    work(ours)
-    for other in others:
-        other.join()
-    return {name: seconds[1:] for name, seconds in turns.seconds.items()}  # the first round warms up
+    os.environ |= KEEP_MEMORY
+    context = multiprocessing.get_context("spawn")
+    lines, workers = {}, []
+    for contender in (bare, lightning, ours):
+        lines[contender.__name__], theirs = context.Pipe()
+        turns = Turns(theirs, rounds + 1, steps)
+        workers.append(context.Process(target=work, args=(contender, turns, threads), daemon=True))
+        workers[-1].start()
+        theirs.close()  # so that the end of the process is the end of the line
+    measured: dict[str, list[float]] = {name: [] for name in lines}
+    for turn in range(rounds + 1):
+        for name, line in lines.items():
+            line.send(None)
+            seconds = line.recv()
+            measured[name] += [seconds] if turn else []  # the first round warms up
+    for line in lines.values():
+        line.send(None)
+    for worker in workers:
+        worker.join()
+    return measured
 
 
 def overheads(measured: dict[str, list[float]], name: str) -> list[float]:
@@ -262,9 +252,7 @@ def overheads(measured: dict[str, list[float]], name: str) -> list[float]:
 
 
 def main(rounds: int = 10, steps: int = 50, threads: int = 1) -> None:
-    terminal = io.StringIO()
-    with contextlib.redirect_stdout(terminal), contextlib.redirect_stderr(terminal):
-        measured = measure(rounds, steps, threads)
+    measured = measure(rounds, steps, threads)
     for name, seconds in measured.items():
         first, middle, third = statistics.quantiles(overheads(measured, name), n=4)
         more = f"{middle:+.1%} ({first:+.1%} to {third:+.1%})" if name != "bare" else ""
@@ -272,5 +260,4 @@ def main(rounds: int = 10, steps: int = 50, threads: int = 1) -> None:
 
 
 if __name__ == "__main__":
-    sys.modules["step_overhead"] = sys.modules["__main__"]
     main(*map(int, sys.argv[1:]))
