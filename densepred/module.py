@@ -36,8 +36,8 @@ class DensePredictor(Remembering):
     The loss is the sum over tasks of `task.weight` times the task's loss; with an auxiliary decoder, plus
     `auxiliary_weight` times the same on its planes; a `balance` multiplies each by a factor that it finds in training.
     Logged: `train/loss`, `train/<task>/loss`, `val/loss` and `val/<task>/<metric>` (`test/...` likewise), all without
-    the balance's factors, which are in `train/<task>/weight`. Those of the training are handed over at the steps that the
-    trainer logs and at the last of an epoch, as they are at that step.
+    the balance's factors, which are in `train/<task>/weight`. Those of the training are handed over at the steps that
+    the trainer logs and at the last of an epoch, as they are at that step.
 
     Attributes:
         step_losses: From a training step to the end of its backward pass, for callbacks.
