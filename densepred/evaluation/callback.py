@@ -28,7 +28,7 @@ class Evaluation(pl.Callback):
     Under a protocol every image is asked about by itself and at the size that the run's `eval_transforms` give it; the
     answer is brought back to the size of the label on the disk (probabilities, logarithms of depth and normals are
     interpolated, never labels) and is scored there by the protocol's metric. So a number depends neither on the
-    batch size nor on the number of processes, and is that of the files that `densepred predict` writes.
+    batch size nor on the number of processes.
 
     Without a protocol samples stay as `eval_transforms` make them, and the file says so. Options alone change
     only how the network is asked about them.

@@ -21,7 +21,8 @@ def protocol_told(folder: Path, stage: str) -> str:
         return ""
     tasks = "; ".join(f"{name} by {_task(task)}" for name, task in found["tasks"].items() if isinstance(task, dict))
     asked: dict[str, Any] = found.get("inference") or {}
-    options = "".join(f", {key} {value}" for key, value in asked.items() if key != "seen" and value not in (None, False))
+    chosen = {key: value for key, value in asked.items() if key != "seen" and value not in (None, False)}
+    options = "".join(f", {key} {value}" for key, value in chosen.items())
     images = (found.get("data") or {}).get("images")
     return f"{images} images, {tasks}. Asked about {asked.get('seen', 'images')}{options}."
 
