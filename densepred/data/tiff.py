@@ -9,7 +9,7 @@ import mmap
 import struct
 import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
@@ -18,7 +18,7 @@ from densepred.errors import DataError
 
 SUFFIXES = (".tif", ".tiff")
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 256, 257, 258, 259, 262
-STRIP_OFFSETS, BANDS, ROWS_PER_STRIP, STRIP_BYTES, PLANAR = 273, 277, 278, 279, 284
+STRIP_OFFSETS, ORIENTATION, BANDS, ROWS_PER_STRIP, STRIP_BYTES, PLANAR = 273, 274, 277, 278, 279, 284
 PREDICTOR, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES, FORMAT = 317, 322, 323, 324, 325, 339
 INTEGERS = {1: "B", 3: "H", 4: "I", 16: "Q"}
 NONE, OLD_JPEG, JPEG, DEFLATES = 1, 6, 7, (8, 32946)
@@ -32,6 +32,13 @@ BROKEN = (struct.error, KeyError, IndexError, ValueError, ZeroDivisionError, Ove
 """What a damaged header or block ends in."""
 
 Bytes = bytes | mmap.mmap
+
+
+class Sliceable(Protocol):
+    """Bytes, or what reads them from a file."""
+
+    def __getitem__(self, place: slice, /) -> bytes:
+        """The bytes from `place.start` to `place.stop`."""
 
 
 class TiffLayout(NamedTuple):
@@ -49,6 +56,33 @@ class TiffLayout(NamedTuple):
     tiled: bool
     offsets: list[int]
     sizes: list[int]
+    orientation: int = 1
+
+    @property
+    def number(self) -> np.dtype:
+        """The type of number, in the file's byte order."""
+        return self.dtype or np.dtype(np.uint8)
+
+    @property
+    def planes(self) -> int:
+        """How often the image's blocks follow each other: once a band where bands are apart."""
+        return self.bands if self.apart else 1
+
+    @property
+    def down(self) -> int:
+        """Blocks from top to bottom."""
+        return -(-self.height // self.block[0])
+
+    @property
+    def across(self) -> int:
+        """Blocks from left to right."""
+        return -(-self.width // self.block[1])
+
+    def place(self, index: int) -> tuple[int, int, slice]:
+        """First row and column of a block, and its bands."""
+        plane, place = divmod(index, self.down * self.across)
+        top, left = (place // self.across) * self.block[0], (place % self.across) * self.block[1]
+        return top, left, slice(plane, plane + 1) if self.apart else slice(0, self.bands)
 
     @property
     def plain(self) -> bool:
@@ -87,28 +121,37 @@ def read_tiff(content: bytes, path: Path) -> np.ndarray:
     """
     try:
         layout = _layout(content)
-        dtype = layout.dtype or np.dtype(np.uint8)
-        planes = layout.bands if layout.apart else 1
-        depth = 1 if layout.apart else layout.bands
-        down, across = (-(-whole // part) for whole, part in zip(layout[:2], layout.block, strict=True))
-        if min(len(layout.offsets), len(layout.sizes)) < planes * down * across:
+        if min(len(layout.offsets), len(layout.sizes)) < layout.planes * layout.down * layout.across:
             raise ValueError("blocks of pixels are missing")
-        image = np.zeros((layout.height, layout.width, layout.bands), dtype.newbyteorder("="))
-        for number in range(planes * down * across):
-            plane, place = divmod(number, down * across)
-            top, left = (place // across) * layout.block[0], (place % across) * layout.block[1]
-            begin, size = layout.offsets[number], layout.sizes[number]
-            if size == 0:  # a tile that was never written holds zeros
-                continue
-            rows = layout.block[0] if layout.tiled else min(layout.block[0], layout.height - top)
-            shape = (rows, layout.block[1], depth)
-            block = _block(content[begin : begin + size], shape, dtype, layout)
-            bands = slice(plane, plane + 1) if layout.apart else slice(None)
-            corner = image[top : top + rows, left : left + layout.block[1], bands]
+        image = np.zeros((layout.height, layout.width, layout.bands), layout.number.newbyteorder("="))
+        for index in range(layout.planes * layout.down * layout.across):
+            top, left, bands = layout.place(index)
+            block = tiff_block(content, index, layout)
+            corner = image[top : top + block.shape[0], left : left + block.shape[1], bands]
             corner[:] = block[: corner.shape[0], : corner.shape[1]]
     except (*BROKEN, zlib.error, Image.DecompressionBombError) as error:
         raise DataError(_broken(path, error)) from error
     return image
+
+
+def tiff_block(content: Sliceable, index: int, layout: TiffLayout) -> np.ndarray:
+    """One strip or tile (rows, columns, bands) in this machine's byte order; a tile may hang over the image's border.
+
+    Args:
+        content: The file's bytes.
+        index: The block's place in the file's list.
+        layout: Of the file; plain.
+
+    Raises:
+        Exception: One of `BROKEN`, or `zlib.error`, or Pillow's `DecompressionBombError`, if it is damaged.
+    """
+    top, left, bands = layout.place(index)
+    rows, depth = min(layout.block[0], layout.height - top), bands.stop - bands.start
+    begin, size = layout.offsets[index], layout.sizes[index]
+    if size == 0:  # a tile that was never written holds zeros
+        return np.zeros((rows, min(layout.block[1], layout.width - left), depth), layout.number.newbyteorder("="))
+    shape = (layout.block[0] if layout.tiled else rows, layout.block[1], depth)
+    return _block(content[begin : begin + size], shape, layout.number, layout)
 
 
 def _layout(content: Bytes) -> TiffLayout:
@@ -132,6 +175,7 @@ def _layout(content: Bytes) -> TiffLayout:
         tiled,
         tags[TILE_OFFSETS if tiled else STRIP_OFFSETS],
         tags[TILE_BYTES if tiled else STRIP_BYTES],
+        tags.get(ORIENTATION, [1])[0],
     )
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from densepred.inference.rescaled import Rescaled as Rescaled
     from densepred.inference.tiling import Tiled as Tiled
     from densepred.inference.uncertainty import Uncertainty as Uncertainty
+    from densepred.inference.windows import predict_large as predict_large
 
 __getattr__, __all__ = lazy_exports(
     __name__,
@@ -38,6 +39,7 @@ __getattr__, __all__ = lazy_exports(
         "Tiled": "tiling",
         "Uncertainty": "uncertainty",
         "load_network": "checkpoint",
+        "predict_large": "windows",
         "read_photo": "photos",
     },
 )

@@ -291,16 +291,26 @@ def label_palette(palette: Sequence[Sequence[int]]) -> list[int]:
 
 def depth_bytes(metres: np.ndarray) -> bytes:
     """Depth (H, W) as a PNG of 16 bits in millimetres; what is known is 1 to 65535, 0 is missing."""
+    return png_bytes(millimetres(metres))
+
+
+def millimetres(metres: np.ndarray) -> np.ndarray:
+    """Depth as uint16; what is known is 1 to 65535, 0 is missing."""
     known = np.isfinite(metres) & (metres > 0)
-    millimetres = np.where(known, np.where(known, metres, 1).astype(np.float64) * 1000, 0)
-    return png_bytes(np.where(known, millimetres.round().clip(1, 65535), 0).astype(np.uint16))
+    values = np.where(known, np.where(known, metres, 1).astype(np.float64) * 1000, 0)
+    return np.where(known, values.round().clip(1, 65535), 0).astype(np.uint16)
 
 
 def normals_bytes(normals: np.ndarray) -> bytes:
     """Unit vectors (H, W, 3) as a PNG of 8 bits, n = 2 v / 255 - 1; the zero vector, missing, becomes 128."""
+    return png_bytes(normals_colours(normals))
+
+
+def normals_colours(normals: np.ndarray) -> np.ndarray:
+    """Unit vectors (..., 3) as uint8, n = 2 v / 255 - 1; the zero vector, missing, becomes 128."""
     values = ((normals.astype(np.float32) + 1) * 127.5).round().clip(0, 255).astype(np.uint8)
-    values[~normals.any(2)] = 128
-    return png_bytes(values)
+    values[~normals.any(-1)] = 128
+    return values
 
 
 def array_bytes(array: np.ndarray) -> bytes:
