@@ -66,13 +66,14 @@ class Remembering(Recorded, pl.LightningModule):
             ConfigurationError: If it cannot be read, or names classes that are not allowed.
         """
         path = Path(checkpoint_path).expanduser()
+        vouched = None
         if weights_only is not False:
+            vouched = [class_path(cls), *allow]  # whoever calls a class has it
             kept = read_checkpoint(path)
-            refuse_foreign({key: kept[key] for key in kept if key != "state_dict"}, str(path), allow, RUN_PACKAGES)
-            refuse_foreign(
-                {"class_path": (kept.get("hyper_parameters") or {}).get("_class_path")}, str(path), allow, RUN_PACKAGES
-            )
-        with only_vouched(allow if weights_only is not False else None):
+            module = (kept.get("hyper_parameters") or {}).get("_class_path")
+            plain = {key: kept[key] for key in kept if key != "state_dict"}
+            refuse_foreign([plain, {"class_path": module}], str(path), vouched, RUN_PACKAGES)
+        with only_vouched(vouched):
             return super().load_from_checkpoint(
                 path, map_location, hparams_file, strict, weights_only=weights_only, **arguments
             )

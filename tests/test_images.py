@@ -113,7 +113,7 @@ def test_a_marker_that_cannot_stand_within_a_scan_is_found_with_its_place(progre
 
 @pytest.mark.parametrize(
     ("content", "cause"),
-    [(b"", "it is empty, 0 bytes"), (b"<html>404</html>", "truncated, damaged or no picture")],
+    [(b"", "it is empty, 0 bytes"), (b"<html>404</html>", "damaged from its start, or no picture")],
 )
 def test_files_that_are_no_pictures_are_named_with_the_cause(tmp_path, content, cause):
     path = tmp_path / "a.jpg"

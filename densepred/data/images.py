@@ -1,7 +1,7 @@
 """Reading pictures, labels and depth from files; what cannot be read becomes one error that names file and cause."""
 
 import io
-import struct
+import os
 from pathlib import Path
 
 import cv2
@@ -12,6 +12,15 @@ from densepred.data.jpeg import jpeg_fault
 from densepred.data.png import png_fault
 from densepred.errors import DataError, LabelError
 from densepred.sample import VOID
+
+MOST_PIXELS = "DENSEPRED_MAX_PIXELS"
+"""The environment's variable for how many pixels a picture may have; by default as many as Pillow opens."""
+LARGEST_FILE = 4 << 30
+
+if os.environ.get(MOST_PIXELS, "").isdecimal():
+    Image.MAX_IMAGE_PIXELS = (
+        int(os.environ[MOST_PIXELS]) // 2
+    )  # Pillow warns at that many, and refuses at twice as many
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -98,10 +107,13 @@ def read_npy(path: Path) -> np.ndarray:
     Raises:
         DataError: If the file is missing, truncated, no array, or one of less than two dimensions.
     """
+    _refuse_special(path)
     try:
-        array: np.ndarray = np.load(path, mmap_mode="r")
-    except (OSError, ValueError) as error:
-        raise DataError(unreadable(path, str(error))) from error
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # a damaged header is evaluated, and ends in nearly anything
+        raise DataError(unreadable(path, str(error) or type(error).__name__)) from error
+    if not isinstance(array, np.ndarray):
+        raise DataError(unreadable(path, "it is an archive of arrays (.npz); expected one array, as np.save writes it"))
     if array.ndim < 2:
         raise DataError(unreadable(path, f"expected an array (H, W, ...), got shape {array.shape}"))
     return array
@@ -113,10 +125,9 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         DataError: If it cannot be read, or is empty.
     """
+    _refuse_special(path)
     try:
         content = path.read_bytes()
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: there is no such file.") from error
     except OSError as error:
         raise DataError(unreadable(path, error.strerror or str(error))) from error
     if not content:
@@ -124,11 +135,32 @@ def read_bytes(path: Path) -> bytes:
     return content
 
 
+def _refuse_special(path: Path) -> None:
+    """Raises a DataError for what is no file, as a folder or a pipe, and for one that no picture is as large as."""
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: there is no such file.") from error
+    except (OSError, ValueError) as error:  # names too long, or with a zero byte
+        raise DataError(unreadable(path, str(error))) from error
+    if not path.is_file():
+        raise DataError(f"{path}: is a folder or a device; expected a file.")
+    if size > LARGEST_FILE and path.suffix.lower() != ".npy":  # those are mapped, not read
+        raise DataError(
+            f"{path}: has {size:,} bytes; a picture's file has at most {LARGEST_FILE:,}. Cut it into parts."
+        )
+
+
 def refuse_damage(content: bytes, path: Path) -> None:
-    """Raises a DataError where the structure of a JPEG or PNG is broken; decoders would fill the rest with grey."""
+    """Raises a DataError where a picture must not be decoded.
+
+    The structure of a JPEG or PNG is broken, so that decoders would fill the rest with grey; it is no picture; or it
+    has more pixels than Pillow opens, which a file of some kilobytes may claim.
+    """
     fault = jpeg_fault(content) or png_fault(content)
     if fault:
         raise DataError(unreadable(path, fault))
+    _open(io.BytesIO(content), path).close()
 
 
 def refuse_values(labels: np.ndarray, classes: int, path: Path) -> None:
@@ -151,8 +183,14 @@ def _open(file: Path | io.BytesIO, path: Path) -> Image.Image:
     except UnidentifiedImageError as error:
         cause = "it is empty, 0 bytes" if path.stat().st_size == 0 else "it is damaged from its start, or no picture"
         raise DataError(unreadable(path, cause)) from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(unreadable(path, str(error))) from error
+    except Image.DecompressionBombError as error:
+        limit, size = 2 * (Image.MAX_IMAGE_PIXELS or 0), path.stat().st_size
+        raise DataError(
+            f"{path}: has more than {limit:,} pixels, which a file of {size:,} bytes may claim to fill the memory. Cut "
+            f"it into parts, or, if you trust it, set {MOST_PIXELS} in the environment."
+        ) from error
+    except Exception as error:  # damaged files make Pillow raise anything
+        raise DataError(unreadable(path, str(error) or type(error).__name__)) from error
 
 
 def _pixels(image: Image.Image, path: Path) -> np.ndarray:
@@ -160,9 +198,8 @@ def _pixels(image: Image.Image, path: Path) -> np.ndarray:
         with image:
             # a copy: the array that Pillow lends is read-only
             return np.array(image)
-    # Pillow raises any of these, by where the damage is
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
-        raise DataError(unreadable(path, str(error))) from error
+    except Exception as error:  # by where the damage is, Pillow raises anything
+        raise DataError(unreadable(path, str(error) or type(error).__name__)) from error
 
 
 def unreadable(path: Path, cause: str) -> str:

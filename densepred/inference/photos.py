@@ -52,8 +52,7 @@ def read_photo(source: Any, channels: int = 3) -> Photo:
         pixels, notes = _from_file(path)
         return _photo(pixels, channels, path.name, notes, str(path))
     if isinstance(source, Image.Image):
-        upright = ImageOps.exif_transpose(source)
-        return _photo(np.asarray(_plain(upright)), channels, "", _turned(source.getexif().get(_ORIENTATION, 1)))
+        return _from_pillow(source, channels)
     if isinstance(source, Tensor):
         if source.ndim != 3:
             raise DataError(f"Expected an image (C, H, W); got a tensor of shape {tuple(source.shape)}.")
@@ -63,6 +62,16 @@ def read_photo(source: Any, channels: int = 3) -> Photo:
     raise DataError(
         f"Expected a path, an array (H, W, C), a tensor (C, H, W) or a Pillow image; got {type(source).__name__}."
     )
+
+
+def _from_pillow(picture: Image.Image, channels: int) -> Photo:
+    try:
+        pixels = np.asarray(_plain(ImageOps.exif_transpose(picture)))
+        notes = _turned(picture.getexif().get(_ORIENTATION, 1))
+    except Exception as error:  # pixels are read now: damaged files make Pillow raise anything
+        where = getattr(picture, "filename", "") or "The image"
+        raise DataError(f"{where}: cannot be read: {str(error) or type(error).__name__}.") from error
+    return _photo(pixels, channels, "", notes)
 
 
 def _from_file(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -18,6 +18,17 @@ from densepred.errors import DataError
 DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, LZMAError, RuntimeError, NotImplementedError)
 LARGEST = 32 << 30
 MOST_FILES = 500_000
+MOST_BEHIND = 64 << 20
+"""Bytes behind the last file of a tar, which pads itself to some kilobytes."""
+LONGEST_HEADER = 1 << 20
+HEADERS = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+"""Members of a tar that are no files, but say something of the next one."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +61,12 @@ class Entry:
 def entries(source: Path) -> Iterator[Entry]:
     """The files of a tar (plain, gz, bz2, xz), a zip or a folder, one after the other, read when opened.
 
-    Links inside the archive are passed over: no data set here needs one, and an archive without links cannot lead a
-    later entry out of its folder.
+    An archive that holds a link is refused: no data set here needs one, and a link may lead a later entry out of its
+    folder. A folder's links are the user's own.
 
     Raises:
         DataError: If `source` is not there, is no archive, is damaged or cut short, holds an absolute path, `..`, a
-            link that leaves the archive, or a device, or would unpack to more than 32 GiB or 500,000 files.
+            link, or a device, or would unpack to more than 32 GiB or 500,000 files.
     """
     if source.is_dir():
         return _folder_entries(source)
@@ -128,20 +139,32 @@ def _damage_named(archive: Path) -> Iterator[None]:
 
 
 def _tar_entries(archive: Path) -> Iterator[Entry]:
-    with tarfile.open(archive) as tar:
+    with tarfile.open(archive, tarinfo=_BoundedInfo) as tar:
         for member in tar:
             path = _safe_path(archive, member.name)
-            if member.issym():
-                _safe_path(archive, str(path.parent / member.linkname), f"the link {member.name} leads to")
-            elif member.islnk():
-                _safe_path(archive, member.linkname, f"the link {member.name} leads to")
-            elif member.isreg():
+            if member.issym() or member.islnk():
+                raise DataError(_linked(archive, member.name))
+            if member.isreg() and path.parts:
                 yield Entry(archive, path, member.size, partial(_opened, tar, member))
             elif not member.isdir():
-                raise DataError(f"{archive}: {member.name} is a device or a pipe, not a file; the archive is refused")
+                raise DataError(f"{archive}: {member.name} is no file, but a device or a pipe; the archive is refused")
         # the checksum of a compressed stream is compared at its end, behind the last file
-        while tar.fileobj and tar.fileobj.read(CHUNK):
-            pass
+        behind = 0
+        while tar.fileobj and (block := tar.fileobj.read(CHUNK)):
+            behind += len(block)
+            if behind > MOST_BEHIND:
+                raise DataError(f"{archive}: holds more than {size_text(MOST_BEHIND)} behind its files; it is refused")
+
+
+class _BoundedInfo(tarfile.TarInfo):
+    """Refuses long names and headers of many bytes, which the reader would keep in memory."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_BoundedInfo":
+        info = super().frombuf(buf, encoding, errors)
+        if info.type in HEADERS and not 0 <= info.size <= LONGEST_HEADER:
+            raise DataError(f"a header in it says that it has {size_text(info.size)}; the archive is refused")
+        return info
 
 
 def _opened(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
@@ -156,21 +179,22 @@ def _zip_entries(archive: Path) -> Iterator[Entry]:
         for info in file.infolist():
             path = _safe_path(archive, info.filename)
             is_link = (info.external_attr >> 16) & 0o170000 == 0o120000
-            if not info.is_dir() and not is_link:
+            if is_link:
+                raise DataError(_linked(archive, info.filename))
+            if not info.is_dir() and path.parts:
                 yield Entry(archive, path, info.file_size, partial(file.open, info))
 
 
-def _safe_path(archive: Path, name: str, what: str = "it holds") -> PurePosixPath:
+def _linked(archive: Path, name: str) -> str:
+    return f"{archive}: {name!r} is a link, which could lead out of the folder to unpack to; the archive is refused"
+
+
+def _safe_path(archive: Path, name: str) -> PurePosixPath:
     """The path of an entry, once it is known to stay inside."""
-    depth = 0
-    for step in PurePosixPath(name).parts:
-        depth += -1 if step == ".." else 1
-        if depth < 0:
-            break
-    outside = depth < 0 if what != "it holds" else ".." in PurePosixPath(name).parts
+    outside = ".." in PurePosixPath(name).parts or name.startswith("/")
     windows = PureWindowsPath(name)
-    if outside or name.startswith("/") or windows.drive or windows.root or "\\" in name:
-        raise DataError(f"{archive}: {what} {name!r}, outside the folder to unpack to; the archive is refused")
+    if outside or windows.drive or windows.root or "\\" in name:
+        raise DataError(f"{archive}: it holds {name!r}, outside the folder to unpack to; the archive is refused")
     return PurePosixPath(name)
 
 

@@ -8,9 +8,9 @@ from typing import Any, Self
 
 import h5py
 import numpy as np
-from scipy.io import loadmat
 
 from densepred.data.prepare.download import is_web_page, size_text
+from densepred.data.prepare.matlab import read_mat
 from densepred.errors import ConfigurationError, DataError
 from densepred.sample import VOID
 
@@ -18,6 +18,8 @@ OFFICIAL_BYTES = 2_972_037_809
 RAW_CLASSES = 894
 DEPTH_DATASETS = {"raw": "rawDepths", "filled": "depths"}
 BLOCK_BYTES = 256 << 20
+MOST_PIXELS, MOST_FRAMES = 1 << 24, 1_000_000
+"""More is a damaged header, or meant to fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,11 @@ class LabelledFile:
         self.images, self.depths, self.labels = arrays.values()
         frames, planes, width, height = self.images.shape if self.images.ndim == 4 else (0, 0, 0, 0)
         flat = (frames, width, height)
+        if width * height > MOST_PIXELS or frames > MOST_FRAMES:
+            raise DataError(
+                f"{self.path}: {frames:,} frames of {height:,} x {width:,} pixels; the official file has 1,449 of "
+                "480 x 640"
+            )
         if planes != 3 or frames == 0 or self.depths.shape != flat or self.labels.shape != flat:
             shapes = ", ".join(f"{name} {found.shape}" for name, found in arrays.items())
             raise DataError(
@@ -203,8 +210,8 @@ def _load(path: Path, key: str, expected: str) -> np.ndarray:
     if not path.is_file():
         raise DataError(f"{path}: no such file; expected {expected}")
     try:
-        found = np.asarray(loadmat(path, variable_names=[key])[key])
-    except Exception as error:  # the reader fails in a dozen ways on damaged bytes
+        found = read_mat(path.read_bytes(), key)
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: {key} could not be read ({error}); expected the official {expected}") from error
     if found.size == 0 or found.dtype.kind not in "uif":
         raise DataError(f"{path}: {key} is empty or holds no numbers; expected the official {expected}")

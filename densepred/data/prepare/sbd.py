@@ -1,6 +1,5 @@
 """The Semantic Boundaries Dataset as extra training labels for Pascal VOC (`trainaug`)."""
 
-import io
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -8,7 +7,6 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
-from scipy.io import loadmat
 from tqdm import tqdm
 
 from densepred.data.atomic import is_written, settle, whole_file
@@ -16,6 +14,7 @@ from densepred.data.devkit import VOC_CLASSES
 from densepred.data.listing import read_list, write_list
 from densepred.data.prepare.archives import Entry, entries
 from densepred.data.prepare.download import RemoteFile
+from densepred.data.prepare.matlab import read_mat
 from densepred.errors import DataError
 from densepred.sample import VOID
 
@@ -111,7 +110,7 @@ def read_sbd_label(data: bytes, name: str) -> np.ndarray:
         DataError: If the file is damaged or something else, with `name` in the message.
     """
     try:
-        label = np.asarray(loadmat(io.BytesIO(data), variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0])
+        label = np.asarray(read_mat(data, "GTcls")["Segmentation"][0, 0])
     except Exception as error:  # the reader fails in a dozen ways on damaged bytes
         raise DataError(f"{name}: not an SBD label, GTcls.Segmentation could not be read ({error})") from error
     if label.ndim != 2 or label.dtype.kind not in "ui":
