@@ -1,6 +1,7 @@
 """The `densepred` command: a light front that imports each verb when it is used."""
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -26,6 +27,22 @@ OWN_VERBS = {
     "tune": "checks of a network, its learning rate, and a random search with a report",
 }
 
+_FULL = "Make room, or name another folder, and run the same command again."
+_FORBIDDEN = "Name a folder that you may read and write, or change its permissions."
+DISK = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EFBIG: _FULL,
+    errno.EROFS: _FORBIDDEN,
+    errno.EACCES: _FORBIDDEN,
+    errno.EPERM: _FORBIDDEN,
+    errno.ENAMETOOLONG: "Name files and folders shorter.",
+    errno.ENOTDIR: "A file stands where a folder should be.",
+    errno.EISDIR: "A folder stands where a file should be.",
+    errno.EEXIST: "A file stands where a folder should be.",
+}
+"""What to do about errors of the operating system."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit status.
@@ -40,9 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _dispatch(arguments)
     except Exception as error:
         user_error = first_user_error(error)
-        if user_error is None or os.environ.get("DENSEPRED_DEBUG"):
+        message = disk_message(error) if user_error is None else innermost_message(user_error)
+        if message is None or os.environ.get("DENSEPRED_DEBUG"):
             raise
-        print(f"\ndensepred: {innermost_message(user_error)}", file=sys.stderr)
+        print(f"\ndensepred: {message}", file=sys.stderr)
         return 1
 
 
@@ -81,6 +99,16 @@ def first_user_error(error: BaseException | None) -> UserError | None:
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__ or error.__context__
     return error
+
+
+def disk_message(error: BaseException | None) -> str | None:
+    """What to tell where a disk is full or may not be written; None where the chain of causes has no such error."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in DISK:
+            where = f"{error.filename2 or error.filename}: " if error.filename else ""
+            return f"{where}{error.strerror}. {DISK[error.errno]}"
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def innermost_message(error: UserError) -> str:
