@@ -413,6 +413,24 @@ def test_predictions_of_another_network_are_not_taken_for_these(checkpoints, tmp
     assert (read_label(out / "labels" / "a.png") != first).any()
 
 
+def test_an_overwriting_that_was_stopped_goes_on_and_mixes_no_networks(checkpoints, tmp_path, monkeypatch):
+    photos, out = write_photos(tmp_path / "photos", ["a.png", "b.png"]), tmp_path / "out"
+    words = ("--save", "labels", "--sheet", 0)
+    predict(checkpoints.labels, photos, out, *words)
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as context:
+        context.setattr(OutputFiles, "write", fail)
+        assert predict(checkpoints.other, photos, out, *words, "--overwrite") == 1
+    assert predict(checkpoints.other, photos, out, *words) == 0
+    predictor = Predictor.load(checkpoints.other, "cpu")
+    for name in "ab":
+        expected = predictor(photos / f"{name}.png")["segmentation"]
+        np.testing.assert_array_equal(read_label(out / "labels" / f"{name}.png"), expected)
+
+
 def test_files_of_someone_else_are_not_overwritten(checkpoints, tmp_path, capsys):
     photos = write_photos(tmp_path / "photos", ["a.png"])
     write_photos(tmp_path, ["labels/a.png"])
@@ -615,6 +633,21 @@ def test_with_labels_metrics_and_calibration_follow_their_definitions(checkpoint
     assert "2 pictures" in capsys.readouterr().out
 
 
+def test_labels_of_other_classes_are_matched_by_name(checkpoints, tmp_path, capsys):
+    photos = write_photos(tmp_path / "photos", ["a.png"])
+    predicted = Predictor.load(checkpoints.voc, "cpu")(photos / "a.png")["segmentation"].numpy()
+    index = np.array([VOC_CLASSES.index(name) for name in ("dog", "background", "cat")], np.uint8)
+    truth = index[predicted]
+    truth[:7] = VOC_CLASSES.index("horse")  # unknown to the network
+    (tmp_path / "truth").mkdir()
+    (tmp_path / "truth" / "a.png").write_bytes(label_bytes(truth, []))
+    words = ("--save", "labels", "--labels", tmp_path / "truth")
+    assert predict(checkpoints.voc, photos, tmp_path / "out", *words, "--label_classes", "voc") == 0
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["segmentation"]["pixel_accuracy"] == 1
+    assert predict(checkpoints.voc, photos, tmp_path / "out", *words) == 1
+    assert "say which: --label_classes FILE" in capsys.readouterr().err
+
+
 def test_true_depth_and_normals_are_scored(checkpoints, tmp_path):
     photos, out = write_photos(tmp_path / "photos", ["a.png"]), tmp_path / "out"
     prediction = Predictor.load(checkpoints.every, "cpu")(photos / "a.png")
@@ -653,6 +686,7 @@ def test_truth_of_another_size_or_of_no_task_is_told(checkpoints, tmp_path, caps
 def video(tmp_path_factory):
     path = tmp_path_factory.mktemp("videos") / "clip.mp4"
     big = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (60, 120, 3), dtype=np.uint8), (0, 0), 3)
+    big[..., 2] = 20  # little blue
     with VideoFile(path, 12.0) as file:
         for shift in range(7):
             file.add(torch.from_numpy(big[:48, 8 * shift : 8 * shift + 64].copy()).permute(2, 0, 1))
@@ -664,6 +698,10 @@ def test_a_video_is_written_with_its_frames_and_rate(video):
     frames = list(read_frames(video, every=3))
     assert [number for number, _ in frames] == [1, 4, 7]
     assert frames[0][1].image.shape == (3, 48, 64)
+    red, green, blue = frames[0][1].image.float().mean((1, 2)).tolist()
+    assert max(abs(red - 128), abs(green - 128), abs(blue - 20)) < 10
+    first = cv2.VideoCapture(str(video)).read()[1]
+    assert abs(first[..., 0].mean() - 20) < 10  # as OpenCV reads it, blue comes first
 
 
 def test_frames_of_a_video_are_predicted_in_order(checkpoints, video, tmp_path, capsys):

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from densepred.data.atomic import whole_file
+from densepred.data.devkit import VOC_CLASSES
+from densepred.data.label_codes import read_classes
 from densepred.data.listing import read_list
 from densepred.errors import ConfigurationError
 from densepred.inference.bulk import Bulk, BulkOptions, Outcome
@@ -22,6 +24,7 @@ from densepred.inference.published import PUBLISHED
 from densepred.inference.scores import Scores
 from densepred.inference.settings import claim, settings_of
 from densepred.inference.voc_results import check_results, results_folder, voc_file, write_archive
+from densepred.refine.dense_crf import PUBLISHED as CRFS
 from densepred.resume import find_checkpoint
 from densepred.sample import Kind
 
@@ -101,12 +104,22 @@ def _add_options(group: Any) -> None:
     group.add_argument("--merge", choices=("mean", "logit", "max"), default="mean", help="default: %(default)s")
     group.add_argument("--mc_dropout", type=int, default=0, metavar="N", help="samples of Monte Carlo dropout")
     group.add_argument("--tile", type=int, metavar="N", help="ask tile by tile: side of the tiles, for large pictures")
-    group.add_argument("--overlap", type=int, metavar="N", help="pixels by which tiles overlap")
-    group.add_argument("--crf", action="store_true", help="refine labels by a dense CRF that sees the picture")
+    group.add_argument(
+        "--overlap", metavar="N", help="of tiles: pixels, or a share of the tile below 1 (default: 0.25)"
+    )
+    group.add_argument(
+        "--crf", nargs="?", choices=tuple(CRFS), const=next(iter(CRFS)),
+        help=f"refine labels by a dense CRF that sees the picture: whose parameters (default: {next(iter(CRFS))})",
+    )  # fmt: skip
 
 
 def _add_truth(group: Any) -> None:
     group.add_argument("--labels", type=Path, metavar="FOLDER", help="of true labels: metrics, calibration error")
+    group.add_argument(
+        "--label_classes", metavar="FILE",
+        help="the classes that the labels' ids mean, a name a line, or voc; default: the network's own. Labels of "
+        "classes that the network does not know are missing",
+    )  # fmt: skip
     group.add_argument("--true_depth", type=Path, metavar="FOLDER", help="of true depth: metrics")
     group.add_argument("--true_normals", type=Path, metavar="FOLDER", help="of true normals: metrics")
 
@@ -134,7 +147,7 @@ def run(arguments: argparse.Namespace) -> int:
         sources = only_named(sources, read_list(arguments.names))
     kinds = _kinds(arguments, predictor)
     truth = {kind: folder for name, kind in _TRUTH.items() if (folder := getattr(arguments, name)) is not None}
-    scores = Scores(predictor, truth) if truth else None
+    scores = Scores(predictor, truth, _label_classes(arguments.label_classes)) if truth else None
     files = _output(arguments, predictor, networks, kinds, sources)
     bulk, sheet = _bulk(arguments, predictor, files, sources, scores)
     for note in predictor.notes:
@@ -174,15 +187,23 @@ def _options(arguments: argparse.Namespace) -> InferenceOptions:
         "merge": arguments.merge,
         "mc_dropout": arguments.mc_dropout,
         "tile": arguments.tile,
-        "overlap": arguments.overlap,
+        "overlap": _overlap(arguments.overlap),
+        "crf": arguments.crf,
         "short_side": _short_side(arguments.short_side),
     }
     if arguments.scales or arguments.short_sides:
         given["scales"] = tuple(arguments.scales or ())
         given["short_sides"] = tuple(arguments.short_sides or ())
-    if arguments.crf:
-        given["crf"] = True
     return InferenceOptions(**given)
+
+
+def _overlap(text: str | None) -> int | float | None:
+    if text is None:
+        return None
+    try:
+        return int(text) if text.isdecimal() else float(text)
+    except ValueError as error:
+        raise ConfigurationError(f"--overlap {text}: expected pixels, or a share of the tile below 1.") from error
 
 
 def _short_side(text: str | None) -> int | None:
@@ -212,6 +233,14 @@ def _has(predictor: Predictor, word: str) -> bool:
         return bool(output_kinds(predictor.tasks, [word]))
     except ConfigurationError:
         return False
+
+
+def _label_classes(text: str | None) -> list[str] | None:
+    if text is None:
+        return None
+    if text == "voc":
+        return VOC_CLASSES
+    return [line.name for line in read_classes(Path(text).expanduser())]
 
 
 def _output(

@@ -1,6 +1,6 @@
 """Predictions of pictures scored against what is true, read from files beside them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from densepred.data.images import read_npy
 from densepred.data.label_codes import ClassLine, LabelReader
 from densepred.data.normals_source import read_normals
 from densepred.data.rasters import DepthReader
-from densepred.errors import ConfigurationError, DataError
+from densepred.errors import ConfigurationError, DataError, LabelError
 from densepred.inference.inputs import Source
 from densepred.inference.prediction import Prediction
 from densepred.inference.predictor import Predictor
@@ -33,13 +33,17 @@ class Scores:
     Args:
         predictor: Whose tasks are scored.
         truth: Folders of labels, of depth, of normals.
+        label_classes: What the ids of the label files mean, where it is not the task's own classes; labels of classes
+            that the task does not know are missing.
 
     Raises:
-        ConfigurationError: If no task predicts something of the kind.
+        ConfigurationError: If no task predicts something of the kind, or it knows none of the classes.
         DataError: If a folder is not there.
     """
 
-    def __init__(self, predictor: Predictor, truth: Mapping[Kind, Path]) -> None:
+    def __init__(
+        self, predictor: Predictor, truth: Mapping[Kind, Path], label_classes: Sequence[str] | None = None
+    ) -> None:
         self.folders: dict[str, Path] = {}
         for kind, folder in truth.items():
             task = next((task for task in predictor.tasks if task.kind == kind), None)
@@ -56,7 +60,9 @@ class Scores:
             for task in self.tasks
             if isinstance(task, Segmentation)
         }
-        self.readers = {task.name: _label_reader(task) for task in self.tasks if isinstance(task, Segmentation)}
+        self.readers = {
+            task.name: _label_reader(task, label_classes) for task in self.tasks if isinstance(task, Segmentation)
+        }
         self.files = {task.name: 0 for task in self.tasks}
         self.images = dict(self.files)
 
@@ -119,14 +125,27 @@ class Scores:
             return torch.from_numpy(np.ascontiguousarray(normals.transpose(2, 0, 1)))
         if isinstance(task, Segmentation) and task.mode == "multilabel":
             return torch.from_numpy(np.array(read_npy(file)))
-        return torch.from_numpy(np.ascontiguousarray(self.readers[task.name](file)))
+        try:
+            return torch.from_numpy(np.ascontiguousarray(self.readers[task.name](file)))
+        except LabelError as error:
+            what = str(error).partition(". ")[0]  # what follows is of training
+            raise DataError(
+                f"{what}. If its ids mean other classes, say which: --label_classes FILE, or voc."
+            ) from error
 
 
-def _label_reader(task: Segmentation) -> LabelReader:
+def _label_reader(task: Segmentation, stored: Sequence[str] | None) -> LabelReader:
     colours = [(red, green, blue) for red, green, blue in task.palette]
     once = len(set(colours)) == len(colours)
     pairs = zip(task.classes, colours, strict=True)
     lines = [ClassLine(name, colour if once else None) for name, colour in pairs]
+    if stored is not None:
+        ids = {number: task.classes.index(name) for number, name in enumerate(stored) if name in task.classes}
+        if not ids:
+            raise ConfigurationError(
+                f"--label_classes: of {', '.join(stored)} the network knows none; it has {', '.join(task.classes)}."
+            )
+        return LabelReader(lines, "ids", ids)
     return LabelReader(lines, "binary" if task.mode == "binary" else None)
 
 
