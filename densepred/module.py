@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from densepred import __version__
 from densepred.balance.base import Balance
 from densepred.balance.task_losses import TaskLosses, branch
 from densepred.decoders.base import DecoderFactory
@@ -283,7 +284,8 @@ class DensePredictor(Remembering):
         return optimizer
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps where the random numbers of each process stand."""
+        """Keeps which densepred wrote it, and where the random numbers of each process stand."""
+        checkpoint["densepred_version"] = __version__
         if self._trainer is not None:
             checkpoint["random_states"] = all_random_states(self.device)
 
