@@ -1,0 +1,172 @@
+"""Depth as a coloured point cloud: a .ply file that MeshLab, CloudCompare, Blender and Open3D open."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from densepred.data.atomic import whole_file
+from densepred.errors import ConfigurationError, DataError
+from densepred.geometry import Floats, intrinsics_matrix, unproject
+from densepred.inference.prediction import Prediction
+from densepred.sample import Kind, valid_depth
+
+FIELD_OF_VIEW = 60.0
+"""Degrees along the longer side, where nothing is known of a camera: a phone's or a Kinect's, to a tenth or so."""
+
+_FILM_DIAGONAL = math.hypot(24, 36)
+
+
+def write_ply(
+    path: str | Path,
+    depth: np.ndarray,
+    intrinsics: np.ndarray,
+    image: np.ndarray,
+    normals: np.ndarray | None = None,
+) -> int:
+    """Writes a depth map as a coloured point cloud, whole or not at all; returns the number of points.
+
+    The points stand in the camera's frame, in metres: x right, y down, z forward. Missing depth makes no point.
+
+    Args:
+        path: The file, .ply (binary, little-endian).
+        depth: Metres along the optical axis.
+        intrinsics: K of this very depth map, see `resize_intrinsics` where it was measured at another size.
+        image: The colours.
+        normals: Unit vectors in the same frame; the zero vector where they are missing.
+
+    Shape:
+        depth: (H, W). intrinsics: (3, 3). image: (H, W, 3), uint8 RGB. normals: (H, W, 3).
+
+    Raises:
+        DataError: If the sizes differ, no depth is known, or the intrinsics are no camera's.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> wall = np.full((3, 4), 2.0, np.float32)
+        >>> path = Path(mkdtemp()) / "wall.ply"
+        >>> write_ply(path, wall, default_intrinsics((3, 4)), np.zeros((3, 4, 3), np.uint8))
+        12
+    """
+    content = ply_bytes(depth, intrinsics, image, normals)
+    with whole_file(Path(path)) as temporary:
+        temporary.write_bytes(content)
+    return int(valid_depth(depth).sum())
+
+
+def prediction_ply(prediction: Prediction, intrinsics: np.ndarray | None = None, task: str | None = None) -> bytes:
+    """A prediction's depth as a coloured point cloud, with the predicted normals where there are some.
+
+    Args:
+        prediction: Of a network with a task of depth.
+        intrinsics: K of the picture at its own size; None takes `default_intrinsics`, with which the cloud's width and
+            height are right only as far as that guess is.
+        task: The name of the task of depth; the first one's by default.
+
+    Raises:
+        ConfigurationError: If there is no such task.
+        DataError: See `write_ply`.
+    """
+    of_depth = [one.name for one in prediction.tasks if one.kind is Kind.DEPTH]
+    if (name := task or next(iter(of_depth), "")) not in of_depth:
+        told = ", ".join(one.name for one in prediction.tasks)
+        raise ConfigurationError(f"A point cloud needs depth; the network predicts {told}.")
+    depth = prediction[name][0].float().numpy()
+    of_normals = [one.name for one in prediction.tasks if one.kind is Kind.NORMALS]
+    normals = prediction[of_normals[0]].float().numpy().transpose(1, 2, 0) if of_normals else None
+    known = default_intrinsics((depth.shape[0], depth.shape[1])) if intrinsics is None else intrinsics
+    return ply_bytes(depth, known, prediction.shown_image().numpy().transpose(1, 2, 0), normals)
+
+
+def ply_bytes(depth: np.ndarray, intrinsics: np.ndarray, image: np.ndarray, normals: np.ndarray | None = None) -> bytes:
+    """The content of `write_ply`'s file.
+
+    Reference:
+        Turk. The PLY Polygon File Format. 1994.
+    """
+    _check(depth, intrinsics, image, normals)
+    known = valid_depth(depth)
+    fields = [(axis, "<f4") for axis in "xyz"]
+    fields += [(f"n{axis}", "<f4") for axis in "xyz"] if normals is not None else []
+    fields += [(colour, "u1") for colour in ("red", "green", "blue")]
+    vertices = np.empty(int(known.sum()), dtype=fields)
+    points = unproject(depth, intrinsics)[known]
+    for index, axis in enumerate("xyz"):
+        vertices[axis] = points[:, index]
+        if normals is not None:
+            vertices[f"n{axis}"] = normals[..., index][known]
+    for index, colour in enumerate(("red", "green", "blue")):
+        vertices[colour] = image[..., index][known]
+    words = {"<f4": "float", "u1": "uchar"}
+    header = [
+        "ply",
+        "format binary_little_endian 1.0",
+        "comment metres in the camera's frame: x right, y down, z forward",
+        f"element vertex {len(vertices)}",
+        *(f"property {words[kind]} {name}" for name, kind in fields),
+        "end_header\n",
+    ]
+    return "\n".join(header).encode("ascii") + vertices.tobytes()
+
+
+def default_intrinsics(size: tuple[int, int], field_of_view: float = FIELD_OF_VIEW) -> Floats:
+    """K of a camera of which nothing is known: square pixels, the optical axis in the middle.
+
+    Args:
+        size: (height, width) of the picture.
+        field_of_view: Degrees along its longer side.
+
+    Raises:
+        ConfigurationError: If the angle is not between 0 and 180 degrees.
+
+    Example:
+        >>> default_intrinsics((480, 640), field_of_view=90)[:2].tolist()
+        [[320.0, 0.0, 319.5], [0.0, 320.0, 239.5]]
+    """
+    if not 0 < field_of_view < 180:
+        raise ConfigurationError(f"field of view: expected degrees between 0 and 180, got {field_of_view}.")
+    return _centred(max(size) / 2 / math.tan(math.radians(field_of_view) / 2), size)
+
+
+def photo_intrinsics(path: str | Path, size: tuple[int, int]) -> Floats | None:
+    """K of a photo from the focal length in its EXIF data; None where they don't tell one.
+
+    The length that an equal view would need on film of 24 x 36 mm, scaled by the diagonals as CIPA DC-008 (Exif)
+    defines it. It is a whole number of millimetres, so good to a few per cent; a photo that was cropped afterwards
+    tells a wrong one.
+
+    Args:
+        path: The photo.
+        size: (height, width) of the picture, upright.
+    """
+    try:
+        with Image.open(path) as photo:
+            told = photo.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.FocalLengthIn35mmFilm, 0)
+        millimetres = float(told)
+    except (OSError, ValueError, TypeError, SyntaxError):
+        return None
+    return _centred(millimetres / _FILM_DIAGONAL * math.hypot(*size), size) if millimetres > 0 else None
+
+
+def _centred(focal: float, size: tuple[int, int]) -> Floats:
+    return intrinsics_matrix(focal, focal, (size[1] - 1) / 2, (size[0] - 1) / 2)
+
+
+def _check(depth: np.ndarray, intrinsics: np.ndarray, image: np.ndarray, normals: np.ndarray | None) -> None:
+    if depth.ndim != 2:
+        raise DataError(f"point cloud: expected depth (H, W) in metres, got an array of shape {depth.shape}.")
+    if not valid_depth(depth).any():
+        raise DataError(f"point cloud: of {depth.shape[0]} x {depth.shape[1]} pixels none has a known depth.")
+    wanted = (*depth.shape, 3)
+    for name, array in (("image", image), ("normals", normals)):
+        if array is not None and array.shape != wanted:
+            raise DataError(f"point cloud: depth {depth.shape} wants {name} {wanted}; got {array.shape}.")
+    if image.dtype != np.uint8:
+        raise DataError(f"point cloud: expected colours as uint8, got {image.dtype}.")
+    usable = intrinsics.shape == (3, 3) and np.isfinite(intrinsics).all()
+    if not usable or min(intrinsics[0, 0], intrinsics[1, 1]) <= 0 or not np.array_equal(intrinsics[2], [0, 0, 1]):
+        raise DataError(
+            "point cloud: expected intrinsics (3, 3) with focal lengths above 0 and 0 0 1 in the last row; got "
+            f"{np.asarray(intrinsics).tolist()}."
+        )
