@@ -59,3 +59,12 @@ def test_the_step_of_fit_is_compared_with_the_bare_loop_of_the_same_network(one_
     assert {name: len(seconds) for name, seconds in measured.items()} == {"bare": 1, "lightning": 1, "ours": 1}
     # measured on a machine at rest: 3 % and less; here two steps of each, on a machine that may be busy
     assert overhead.overheads(measured, "ours")[0] < 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peaks of memory are read from /proc")
+def test_the_large_image_benchmark_measures_a_process_of_its_own():
+    large = importlib.import_module("experiments.benchmarks.large_image")
+    peak, rate, seconds = large.measure((300, 600), tile=256)
+    assert 1 < peak < 1000
+    assert rate == pytest.approx(0.18 / seconds, rel=1e-3)
