@@ -1,6 +1,5 @@
 """Dense CRF: labels that agree with those of pixels near by and of the same colour."""
 
-import math
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Literal, Self
@@ -35,6 +34,8 @@ Answer = Callable[[Tensor], Tensor]
 
 _ROWS = 2**15
 """So many pixels are worked on at a time, so that they stay in the processor's cache."""
+_LONG = 16
+"""From so many labels on torch's softmax is the faster one."""
 
 
 class DenseCRF(Recorded, nn.Module):
@@ -62,8 +63,8 @@ class DenseCRF(Recorded, nn.Module):
         weight: Its weight.
         iterations: How many; 0 gives the softmax of the scores.
         normalisation: See above.
-        negligible: Labels that are at no pixel as probable as this times the most probable one take no part, for
-            speed; their probability is 0. With 0 all labels take part, as they do in `refined`.
+        negligible: Labels that are at no pixel as probable as this after the first iteration take no part in the
+            others, for speed; their probability is 0. With 0 all labels take part, as they do in `refined`.
 
     Shape:
         scores: (B, C, H, W), logits or logarithms of probabilities.
@@ -126,14 +127,22 @@ class DenseCRF(Recorded, nn.Module):
 
     def forward(self, scores: Tensor, image: Tensor) -> Tensor:
         """Probabilities of labels."""
-        scores = full_precision(scores)
-        part = self._taking_part(scores)
-        found = self._mean_field(scores if len(part) == scores.shape[1] else scores[:, part], image, _probabilities)
-        return found if len(part) == scores.shape[1] else torch.zeros_like(scores).index_copy(1, part, found)
+        rows, kernels = self._rows(scores, image), self._kernels(image, scores)
+        labels, steps, q = None, self.steps(), _probabilities(rows)
+        if self.negligible and steps > 1:
+            q, steps = self._iterated(rows, q, kernels, 1, _probabilities), steps - 1
+            highest = q.detach().amax(0)
+            labels = (highest >= highest.max().clamp(max=self.negligible)).nonzero()[:, 0]
+            rows, q = rows[:, labels], q[:, labels]
+        found = self._iterated(rows, q, kernels, steps, _probabilities)
+        if labels is not None:
+            found = found.new_zeros(len(found), scores.shape[1]).index_copy(1, labels, found)
+        return _planes(found, scores)
 
     def refined(self, scores: Tensor, image: Tensor) -> Tensor:
         """Scores whose softmax the probabilities are, of all labels, to train on."""
-        return self._mean_field(full_precision(scores), image, _themselves)
+        rows, kernels = self._rows(scores, image), self._kernels(image, scores)
+        return _planes(self._iterated(rows, _probabilities(rows), kernels, self.steps(), _themselves), scores)
 
     def joined(self, messages: list[Tensor]) -> Tensor:
         """What is added to the scores: the kernels' messages (rows, labels), which have their weights already."""
@@ -143,51 +152,48 @@ class DenseCRF(Recorded, nn.Module):
         """How many iterations."""
         return self.iterations
 
-    def _mean_field(self, scores: Tensor, image: Tensor, answer: Answer) -> Tensor:
+    def _rows(self, scores: Tensor, image: Tensor) -> Tensor:
+        """Scores with a row a pixel (B * H * W, C)."""
         if image.shape[-2:] != scores.shape[-2:] or image.shape[0] != scores.shape[0]:
             raise ConfigurationError(
                 f"DenseCRF: scores of size {tuple(scores.shape)} for an image of size {tuple(image.shape)}. Both must "
                 "cover the same pixels."
             )
-        rows = scores.movedim(1, -1)
-        size, rows = rows.shape, rows.reshape(-1, rows.shape[-1])
-        recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (rows, *self.parameters()))
-        iterate = self._recorded if recorded else self._in_place
-        return iterate(rows, self._kernels(image, rows.dtype), answer).view(size).movedim(-1, 1)
+        return full_precision(scores).movedim(1, -1).reshape(-1, scores.shape[1])
 
-    def _recorded(self, unary: Tensor, kernels: list[PermutohedralFilter], answer: Answer) -> Tensor:
-        """Iterations of which autograd knows."""
-        scores = unary
-        for _ in range(self.steps()):
-            q = _probabilities(scores)
-            scores = unary + self.joined([kernel(q) for kernel in kernels])
-        return answer(scores)
+    def _iterated(
+        self, unary: Tensor, q: Tensor, kernels: list[PermutohedralFilter], steps: int, answer: Answer
+    ) -> Tensor:
+        """The answer made of the scores after some iterations that start at q."""
+        if steps == 0 or not kernels:
+            return answer(unary)
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (unary, *self.parameters())):
+            return self._recorded(unary, q, kernels, steps, answer)
+        return self._in_place(unary, q, kernels, steps, answer)
+
+    def _recorded(
+        self, unary: Tensor, q: Tensor, kernels: list[PermutohedralFilter], steps: int, answer: Answer
+    ) -> Tensor:
+        """With all that autograd needs."""
+        for following in [*[_probabilities] * (steps - 1), answer]:
+            q = following(unary + self.joined([kernel(q) for kernel in kernels]))
+        return q
 
     @torch.no_grad()
-    def _in_place(self, unary: Tensor, kernels: list[PermutohedralFilter], answer: Answer) -> Tensor:
-        """The same, a few rows at a time and in place: new memory costs more than the arithmetic in it."""
+    def _in_place(
+        self, unary: Tensor, q: Tensor, kernels: list[PermutohedralFilter], steps: int, answer: Answer
+    ) -> Tensor:
+        """The same, a few rows at a time and in place of `q`: new memory costs more than the arithmetic in it."""
         pieces = [slice(start, start + _ROWS) for start in range(0, len(unary), _ROWS)]
-        answers = [*[_probabilities] * self.steps(), answer]
-        q = torch.empty_like(unary)
-        for rows in pieces:
-            q[rows] = answers[0](unary[rows])
-        for following in answers[1:]:
+        for following in [*[_probabilities] * (steps - 1), answer]:
             lattices = [kernel.gathered(q) for kernel in kernels]
             for rows in pieces:
                 messages = [kernel.read(lattice, rows=rows) for kernel, lattice in zip(kernels, lattices, strict=True)]
                 q[rows] = following(self.joined(messages).add_(unary[rows]))
         return q
 
-    def _taking_part(self, scores: Tensor) -> Tensor:
-        """Numbers of the labels that are somewhere not negligible beside the most probable one."""
-        labels = torch.arange(scores.shape[1], device=scores.device)
-        if not self.negligible:
-            return labels
-        with torch.no_grad():
-            behind = (scores - scores.amax(1, keepdim=True)).amax((0, 2, 3))
-        return labels[behind >= math.log(self.negligible)]
-
-    def _kernels(self, image: Tensor, dtype: torch.dtype) -> list[PermutohedralFilter]:
+    def _kernels(self, image: Tensor, scores: Tensor) -> list[PermutohedralFilter]:
+        dtype = full_precision(scores[:0]).dtype
         # made for this image, not in whatever mode the caller is: a kernel may be used again in training
         with torch.inference_mode(False), torch.no_grad():
             kernels = []
@@ -240,8 +246,16 @@ def _normalised(features: Tensor, weight: float, normalisation: Normalisation) -
     return kernel
 
 
+def _planes(rows: Tensor, like: Tensor) -> Tensor:
+    """Rows of pixels as (B, C, H, W)."""
+    batch, _, height, width = like.shape
+    return rows.view(batch, height, width, -1).movedim(-1, 1)
+
+
 def _probabilities(scores: Tensor) -> Tensor:
     """Softmax over the last dimension; torch's own is several times slower where that is short."""
+    if scores.shape[-1] >= _LONG:
+        return scores.softmax(-1)
     raised = (scores - scores.detach().amax(-1, keepdim=True)).exp()
     return raised / raised.sum(-1, keepdim=True)
 

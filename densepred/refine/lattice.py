@@ -59,8 +59,16 @@ def _elevated(features: Tensor) -> Tensor:
     axes = torch.arange(d, device=features.device, dtype=features.dtype)[:, None]
     # not a product of matrices: those may run at reduced precision
     scaled = features.transpose(0, 1).flatten(1) * (math.sqrt(2 / 3) * (d + 1) / ((axes + 1) * (axes + 2)).sqrt())
-    sums = scaled.flip(0).cumsum(0).flip(0)
+    sums = _running_sums(scaled.flip(0)).flip(0)
     return torch.cat([sums[:1], sums[1:] - axes[1:] * scaled[:-1], -d * scaled[-1:]])
+
+
+def _running_sums(rows: Tensor) -> Tensor:
+    """Sums of the first row, the first two, ...; torch's own cumsum is slow across long rows."""
+    sums = rows.clone()
+    for row in range(1, len(rows)):
+        sums[row] += sums[row - 1]
+    return sums
 
 
 def _nearest(elevated: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -110,16 +118,16 @@ def _keys(cells: Tensor, rank: Tensor, images: int) -> tuple[Tensor, Tensor, int
     image = torch.arange(images, device=cells.device).repeat_interleave(cells.shape[1] // images)
     base = image * ((d + 1) * math.prod(spans)) + ((cells - low[:, None] + 2) * radices[:, None]).sum(0)
     by_rank = torch.zeros_like(rank).scatter_(0, rank[:d], radices[:, None].expand(-1, rank.shape[1]))
-    below = by_rank.flip(0).cumsum(0)[:-1]
+    below = _running_sums(by_rank.flip(0)[:-1])
     corner = torch.arange(1, d + 1, device=cells.device)[:, None]
     return torch.cat([base[None], base + corner - below]), radices, count
 
 
-class _Numbers:
-    """Numbers 0 .. M - 1 of the lattice points, by their keys."""
+class _Sorted:
+    """Numbers 0 .. M - 1 of the lattice points, by their keys; found by halving."""
 
-    def __init__(self, used: Tensor) -> None:
-        self.used = used
+    def __init__(self, keys: Tensor) -> None:
+        self.used = torch.unique(keys)
 
     def of(self, keys: Tensor) -> Tensor:
         """The number of each key, M where there is no such point."""
@@ -127,28 +135,26 @@ class _Numbers:
         return torch.where(self.used[at] == keys, at, len(self.used)).int()
 
 
-class _Table(_Numbers):
+class _Table:
     """The same, looked up."""
 
-    def __init__(self, used: Tensor, count: int) -> None:
-        super().__init__(used)
-        self.table = torch.full((count,), len(used), dtype=torch.int32, device=used.device)
-        self.table[used] = torch.arange(len(used), dtype=torch.int32, device=used.device)
+    def __init__(self, keys: Tensor, count: int) -> None:
+        self.present = torch.zeros(count, dtype=torch.bool, device=keys.device).index_fill_(0, keys.flatten(), True)
+        self.used = self.present.nonzero()[:, 0]
+        # not filled: memory that is never touched costs nothing
+        self.table = torch.empty(count, dtype=torch.int32, device=keys.device)
+        self.table[self.used] = torch.arange(len(self.used), dtype=torch.int32, device=keys.device)
 
     def of(self, keys: Tensor) -> Tensor:
         """The number of each key, M where there is no such point."""
-        return self.table[keys]
+        return torch.where(self.present[keys], self.table[keys], len(self.used))
 
 
-def _numbering(keys: Tensor, count: int) -> _Numbers:
-    if count > _DENSE * keys.numel():
-        return _Numbers(torch.unique(keys))
-    present = torch.zeros(count, dtype=torch.bool, device=keys.device)
-    present[keys.flatten()] = True
-    return _Table(present.nonzero()[:, 0], count)
+def _numbering(keys: Tensor, count: int) -> _Sorted | _Table:
+    return _Sorted(keys) if count > _DENSE * keys.numel() else _Table(keys, count)
 
 
-def _neighbours(used: Tensor, radices: Tensor, numbers: _Numbers) -> Tensor:
+def _neighbours(used: Tensor, radices: Tensor, numbers: _Sorted | _Table) -> Tensor:
     side, points = len(radices) + 1, len(used)
     # one less in all coordinates; from remainder 0 that is d, one cell lower
     step = torch.where(used % side == 0, side - 1 - radices.sum(), -1)
