@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tarfile
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,18 +31,18 @@ from densepred.encoders.base import IMAGENET_MEAN, IMAGENET_STD
 from densepred.encoders.resnet import ResNetEncoder
 from densepred.errors import ConfigurationError, DataError, WeightsError
 from densepred.inference.evidence import MeanEvidence, NetworkEvidence
-from densepred.inference.inputs import find_sources, only_named
-from densepred.inference.options import InferenceOptions
-from densepred.inference.output_files import (
-    OutputFiles,
+from densepred.inference.file_contents import (
     array_bytes,
     confidence,
     depth_bytes,
     entropy_share,
     label_bytes,
     normals_bytes,
-    output_kinds,
 )
+from densepred.inference.inputs import find_sources, only_named
+from densepred.inference.large import LargeImages
+from densepred.inference.options import InferenceOptions
+from densepred.inference.output_files import OutputFiles, output_kinds
 from densepred.inference.overlap import DoneBehind, done_ahead, drawn_ahead
 from densepred.inference.photos import read_photo
 from densepred.inference.prediction import Prediction
@@ -597,6 +598,23 @@ def test_an_ensemble_of_different_sizes_wants_to_be_told_one(checkpoints, tmp_pa
     with pytest.raises(ConfigurationError, match="trained at different sizes"):
         Predictor.load([path, checkpoints.labels], "cpu")
     Predictor.load([path, checkpoints.labels], "cpu", options=InferenceOptions(short_side=64))
+
+
+def test_pictures_larger_than_memory_are_predicted_by_windows(checkpoints, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("densepred.commands.predict.LargeImages", partial(LargeImages, least=100 * 100))
+    photos = write_photos(tmp_path / "photos", ["small.png"])
+    write_photos(photos, ["large.tif"], size=(150, 120))
+    words = ("--tile", 64, "--save", "labels", "depth", "overlays")
+    assert predict(checkpoints.every, photos, tmp_path / "out", *words) == 0
+    assert "2 predicted" in capsys.readouterr().out
+    expected = ["depth/large.tif", "depth/small.png", "labels/large.tif", "labels/small.png"]
+    assert [name for name in files_below(tmp_path / "out") if name.startswith(("depth", "labels"))] == expected
+    options = InferenceOptions(tile=64)
+    whole = Predictor.load(checkpoints.every, "cpu", options=options)(photos / "large.tif")["segmentation"]
+    with Image.open(tmp_path / "out" / "labels" / "large.tif") as stored:
+        assert (np.array(stored) == whole.numpy()).mean() > 0.999
+    assert predict(checkpoints.every, photos, tmp_path / "out", *words) == 0
+    assert "2 of 2 were there already" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------------------------------------- truth

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from densepred.errors import ConfigurationError, DataError, UserError
 from densepred.inference.contact import smaller
 from densepred.inference.inputs import Source
+from densepred.inference.large import LargeImages
 from densepred.inference.output_files import OutputFiles
 from densepred.inference.overlap import DoneBehind, done_ahead, drawn_ahead
 from densepred.inference.photos import Photo, read_photo
@@ -95,6 +96,7 @@ class Bulk:
         watch: Sees each prediction of a picture, in order.
         watched: Names of sources to predict in any case, for `watch`; their files stay where they are there.
         evidence: Keep the evidence in what `watch` sees.
+        large: Takes the pictures that are larger than memory; None predicts them like others.
     """
 
     def __init__(
@@ -105,6 +107,7 @@ class Bulk:
         watch: Watch | None = None,
         watched: frozenset[str] = frozenset(),
         evidence: bool = False,
+        large: LargeImages | None = None,
     ) -> None:
         self.predictor = predictor
         self.files = files
@@ -112,6 +115,7 @@ class Bulk:
         self.watch = watch
         self.watched = watched
         self.evidence = evidence or files.needs("evidence")
+        self.large = large
         self.outcome = Outcome()
 
     def run(self, sources: Sequence[Source]) -> Outcome:
@@ -126,12 +130,18 @@ class Bulk:
         bar = tqdm(total=len(todo), unit=" images", disable=not self.options.progress, mininterval=0.2)
         try:
             with bar, DoneBehind[None](self.options.writers, 2 * self.options.writers) as writers:
-                self._pictures([source for source in todo if not source.is_video], writers, bar)
+                large = [source for source in todo if self.is_large(source)]
+                self._pictures([one for one in todo if not one.is_video and one not in large], writers, bar)
+                self._large(large, bar)
                 self._videos([source for source in todo if source.is_video], bar)
         except OSError as error:
             raise self._disk_error(error) from error
         self.outcome.seconds = perf_counter() - begin
         return self.outcome
+
+    def is_large(self, source: Source) -> bool:
+        """Whether a source is a picture that is predicted by windows."""
+        return self.large is not None and not source.is_video and self.large.takes(source.path)
 
     def _is_wanted(self, source: Source) -> bool:
         if self.options.overwrite or source.name in self.watched:
@@ -140,7 +150,21 @@ class Bulk:
             first = f"{source.name}/{1:06d}"
             there = self.files.is_current(self._video_path(source), source.path)
             return not (there and (not self.options.frames or self.files.finished(first, source.path)))
+        if self.large is not None and self.large.takes(source.path):
+            return not self.large.finished(source)
         return not self.files.finished(source.name, source.path)
+
+    def _large(self, sources: Sequence[Source], bar: "tqdm[Any]") -> None:
+        for source in sources:
+            try:
+                found = None if self.large is None else self.large.predict(source)
+            except (UserError, RuntimeError, MemoryError) as error:
+                self._fail(source, _told(error))
+                continue
+            finally:
+                bar.update()
+            self.outcome.predicted += 1
+            self.outcome.notes.update(found.notes if found is not None else ())
 
     def _video_path(self, source: Source) -> Path:
         return self.files.root / "videos" / f"{source.name}.mp4"

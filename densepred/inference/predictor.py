@@ -16,6 +16,7 @@ from densepred.inference.evidence import Evidence, MeanEvidence, NetworkEvidence
 from densepred.inference.options import InferenceOptions
 from densepred.inference.photos import Photo, read_photo
 from densepred.inference.prediction import Prediction
+from densepred.inference.tiling import Tiled
 from densepred.inference.trained_size import common_short_side
 from densepred.inference.uncertainty import Uncertainty
 from densepred.tasks.base import Task
@@ -31,6 +32,7 @@ class Predictor:
         channels: Channels of the images that it takes.
         device: Where it runs.
         notes: What is done to every picture, for people.
+        tiled: The same tile by tile, all that is done around the network within a tile: for `predict_large`.
 
     Example:
         >>> from densepred.decoders.unet import UNetDecoder
@@ -49,11 +51,13 @@ class Predictor:
         channels: int = 3,
         device: torch.device | str = "cpu",
         notes: tuple[str, ...] = (),
+        tiled: Tiled | None = None,
     ) -> None:
         self.evidence = evidence
         self.channels = channels
         self.device = torch.device(device)
         self.notes = notes
+        self.tiled = tiled
 
     @classmethod
     def load(
@@ -138,7 +142,13 @@ class Predictor:
             options = replace(options, short_side=short_side)
             notes = (f"seen at a shorter side of {short_side} pixels, as in training",)
         evidence = members[0] if len(members) == 1 else MeanEvidence(members)
-        return cls(options.applied(evidence), members[0].network.encoder.in_channels, device, notes)
+        tiled = None
+        if options.tile is not None and options.short_side is None:
+            inner = replace(options, tile=None, overlap=None).applied(evidence)
+            tiled = (
+                Tiled(inner, options.tile) if options.overlap is None else Tiled(inner, options.tile, options.overlap)
+            )
+        return cls(options.applied(evidence), members[0].network.encoder.in_channels, device, notes, tiled)
 
     @classmethod
     def of(cls, module: nn.Module) -> Self:

@@ -14,7 +14,8 @@ from densepred.data.atomic import whole_file
 from densepred.data.devkit import VOC_CLASSES
 from densepred.data.images import read_size
 from densepred.errors import ConfigurationError, DataError
-from densepred.inference.output_files import OutputFile, label_bytes, label_palette
+from densepred.inference.file_contents import label_bytes, label_palette
+from densepred.inference.output_files import OutputFile
 from densepred.inference.prediction import Prediction
 from densepred.palettes import voc_palette
 from densepred.tasks.base import Task

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from densepred.errors import ConfigurationError, DataError
-from densepred.inference.output_files import label_palette, millimetres, normals_colours
+from densepred.inference.file_contents import label_palette, millimetres, normals_colours
 from densepred.inference.tiling import Tiled
 from densepred.inference.window_readers import ImageWindows, image_windows
 from densepred.inference.window_writers import CELL, WindowWriter, window_writer
