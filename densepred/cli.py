@@ -24,6 +24,7 @@ OWN_VERBS = {
     "list": "the encoders, decoders, tasks, losses and data sets there are",
     "report": "a run as one HTML page, or several runs compared",
     "describe": "a network's stages: sizes, parameters, operations, memory, receptive fields",
+    "export": "a checkpoint as ONNX, torch.export or safetensors, compared with it, also in 8 bits",
     "tune": "checks of a network, its learning rate, and a random search with a report",
 }
 

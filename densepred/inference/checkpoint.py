@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from densepred.decoders.base import DecoderFactory
 from densepred.encoders.base import Encoder
 from densepred.errors import ConfigurationError
+from densepred.inference.export_safetensors import read_stored
 from densepred.network import DenseNetwork
 from densepred.recipe import rebuilt, refuse_foreign
-from densepred.resume import read_checkpoint
 from densepred.tasks.base import Task
 
 _ARGUMENTS: dict[str, Any] = {"encoder": Encoder, "decoder": DecoderFactory, "tasks": Task, "auxiliary": DecoderFactory}
@@ -30,7 +30,7 @@ def load_network(file: str | Path, allow: Sequence[str] = ()) -> tuple[DenseNetw
             what it describes.
     """
     path = Path(file).expanduser()
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_stored(path)
     plain = checkpoint.get("hyper_parameters") or {}
     if not {"encoder", "decoder", "tasks"} <= set(plain):
         raise ConfigurationError(
