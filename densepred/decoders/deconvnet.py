@@ -3,6 +3,7 @@
 from itertools import pairwise
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
@@ -85,7 +86,9 @@ class FullyConnectedBottleneck(nn.Module):
     def forward(self, feature: Tensor) -> Tensor:
         """The map, each cell informed by all within 6 cells."""
         height, width = feature.shape[-2:]
-        feature = F.pad(feature, (0, max(_WINDOW - width, 0), 0, max(_WINDOW - height, 0)))
+        # always padded, then cropped: an exported graph has no branch, and is for large and small maps
+        larger = F.pad(feature, (0, _WINDOW - 1, 0, _WINDOW - 1))
+        feature = larger[..., : torch.sym_max(height, _WINDOW), : torch.sym_max(width, _WINDOW)]
         feature = self.dropout(self.fc7(self.dropout(self.fc6(feature))))
         restored: Tensor = self.fc6_deconv(feature)
         return restored[..., :height, :width]
