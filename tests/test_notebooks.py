@@ -90,6 +90,9 @@ def test_a_run_is_trained_and_read(in_folder):
              "--trainer.log_every_n_steps", "1", "--trainer.accelerator", "cpu"]  # fmt: skip
     done = run("05_reading_a_run.ipynb", options=small)
     check_pictures(done, 3)
+    curves = pictures(done)[0]
+    for colour in ((31, 119, 180), (214, 39, 40)):  # more than the few pixels of its name in the legend
+        assert (curves == colour).all(-1)[:, : curves.shape[1] - 160].sum() > 50
     assert list(in_folder.glob("runs/reading/version_*/report.html"))
 
 
