@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import yaml
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -207,7 +208,10 @@ def checkpoint_config(path: Path, allow: Sequence[str] = ()) -> dict[str, Any]:
 def _configured(path: Path) -> dict[str, Any]:
     checkpoint = read_checkpoint(path)
     if "config" in checkpoint:
-        config = read_yaml(str(checkpoint["config"]), f"{path}: its configuration")
+        try:
+            config = read_yaml(str(checkpoint["config"]), f"{path}: its configuration")
+        except yaml.YAMLError as error:
+            raise ConfigurationError(f"{path}: its configuration is no YAML: {error}") from error
         if not isinstance(config, dict):
             raise ConfigurationError(f"{path}: its configuration is a {type(config).__name__}, not a mapping.")
         return {key: config[key] for key in _SECTIONS if key in config}

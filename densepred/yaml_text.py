@@ -34,7 +34,10 @@ def read_yaml(source: str | Path, where: str) -> Any:
     size = source.stat().st_size if isinstance(source, Path) else len(source)
     if size > LONGEST:
         raise ConfigurationError(f"{where}: {size:,} bytes; a configuration has at most {LONGEST:,}.")
-    text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
+    try:
+        text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
+    except UnicodeDecodeError as error:
+        raise yaml.YAMLError(f"it is no text ({error})") from error
     loader = yaml.SafeLoader(text)
     try:
         node = loader.get_single_node()
@@ -48,7 +51,9 @@ def read_yaml(source: str | Path, where: str) -> Any:
         return loader.construct_document(node)
     except RecursionError as error:
         raise ConfigurationError(f"{where}: values lie too deep within each other.") from error
-    except (KeyError, IndexError, TypeError, AttributeError, OverflowError) as error:  # such as `!!int ""`
+    except ConfigurationError:
+        raise
+    except (KeyError, IndexError, TypeError, AttributeError, OverflowError, ValueError) as error:  # such as `!!int ""`
         raise yaml.YAMLError(f"a value is not of the type that its tag says ({error!r})") from error
     finally:
         loader.dispose()

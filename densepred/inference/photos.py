@@ -1,6 +1,7 @@
 """Anyone's pictures as the image of a sample: upright and of the channels that a network takes."""
 
 import io
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,7 +76,7 @@ def _from_pillow(picture: Image.Image, channels: int) -> Photo:
 
 
 def _from_file(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
-    if path.is_dir():
+    if os.path.isdir(path):  # Path.is_dir raises where a name is too long
         raise DataError(f"{path} is a folder; expected a picture's file.")
     content = read_bytes(path)
     refuse_damage(content, path)

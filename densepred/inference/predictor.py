@@ -1,5 +1,6 @@
 """Predictor: a trained network for anyone's pictures."""
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -190,7 +191,7 @@ class Predictor:
         """
         if isinstance(images, Tensor) and images.ndim == 4:
             images = list(images)
-        if isinstance(images, str | Path) and Path(images).expanduser().is_dir():
+        if isinstance(images, str | Path) and os.path.isdir(Path(images).expanduser()):
             return self._each(pictures_in(Path(images).expanduser()), evidence, uncertainty)
         if isinstance(images, str | Path | np.ndarray | Tensor | Image.Image):
             return self.predict(read_photo(images, self.channels), evidence, uncertainty)

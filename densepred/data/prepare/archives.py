@@ -106,11 +106,20 @@ def _open_file(path: Path) -> IO[bytes]:
 
 
 def _archive_entries(archive: Path) -> Iterator[Entry]:
-    if tarfile.is_tarfile(archive):
+    if _is_tar(archive):
         return _tar_entries(archive)
     if zipfile.is_zipfile(archive):
         return _zip_entries(archive)
     raise DataError(f"{archive}: neither a tar nor a zip archive{_looks_like(archive)}")
+
+
+def _is_tar(archive: Path) -> bool:
+    # tarfile.is_tarfile would read the first header, however long it says it is
+    try:
+        tarfile.open(archive, tarinfo=_BoundedInfo).close()
+    except (tarfile.ReadError, tarfile.CompressionError):
+        return False
+    return True
 
 
 def _limited(archive: Path, found: Iterator[Entry]) -> Iterator[Entry]:
@@ -163,7 +172,7 @@ class _BoundedInfo(tarfile.TarInfo):
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_BoundedInfo":
         info = super().frombuf(buf, encoding, errors)
         if info.type in HEADERS and not 0 <= info.size <= LONGEST_HEADER:
-            raise DataError(f"a header in it says that it has {size_text(info.size)}; the archive is refused")
+            raise tarfile.TarError(f"a header in it says that it has {size_text(info.size)}")
         return info
 
 

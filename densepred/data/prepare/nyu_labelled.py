@@ -65,6 +65,9 @@ class LabelledFile:
             raise DataError(f"{path}: {_why_not_opened(path, error)}") from error
         try:
             self._find_arrays(DEPTH_DATASETS[depth])
+        except (OSError, RuntimeError, KeyError) as error:  # a damaged table of contents
+            self.close()
+            raise self._unreadable("what it holds", error) from error
         except BaseException:
             self.close()
             raise
