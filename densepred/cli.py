@@ -25,6 +25,7 @@ OWN_VERBS = {
     "report": "a run as one HTML page, or several runs compared",
     "describe": "a network's stages: sizes, parameters, operations, memory, receptive fields",
     "export": "a checkpoint as ONNX, torch.export or safetensors, compared with it, also in 8 bits",
+    "demo": "a local page: drop a photo, see labels, depth and normals",
     "tune": "checks of a network, its learning rate, and a random search with a report",
 }
 
