@@ -30,7 +30,7 @@ def serve(predictor: Predictor, title: str, host: str, port: int, examples: Path
         built.launch(server_name=host, server_port=port, share=False, show_error=True)
     except OSError as error:
         raise ConfigurationError(
-            f"--host {host} --port {port}: nothing can be served there; perhaps another program does. Give another --port."
+            f"--host {host} --port {port}: not free, or not this machine's. Give another --port."
         ) from error
 
 
