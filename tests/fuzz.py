@@ -6,6 +6,7 @@ UserError, within `PATIENCE` seconds; anything else is printed with the seed tha
 
 import argparse
 import io
+import os
 import pickle
 import random
 import resource
@@ -47,6 +48,8 @@ from densepred.resume import checkpoint_config
 from densepred.yaml_text import read_yaml
 
 PATIENCE = 5.0
+NOW = "now"
+"""A file that says what is being read, for the case that it ends the process."""
 Reader = Callable[[Path], object]
 
 
@@ -283,7 +286,9 @@ def fuzz(seconds: float, seed: int, folder: Path, only: str = "") -> tuple[Count
             path = folder / name
             path.write_bytes(changed(content, chance))
             for reader in readers(path):
-                counts[f"{path.suffix} {_read(reader, path, f'{seed}/{number}/{name}', faults)}"] += 1
+                which = f"{seed}/{number}/{name}"
+                (folder / NOW).write_text(f"{which} {reader}")
+                counts[f"{path.suffix} {_read(reader, path, which, faults)}"] += 1
         number += 1
     return counts, list(faults.values())
 
@@ -322,11 +327,21 @@ def main() -> int:
     parser.add_argument("--only", default="", help="files whose name holds this")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        counts, faults = fuzz(options.seconds, options.seed, Path(folder), options.only)
+        child = os.fork()
+        if child == 0:
+            os._exit(_told(options, Path(folder)))
+        status = os.waitpid(child, 0)[1]
+        if os.WIFSIGNALED(status):
+            print(f"signal {os.WTERMSIG(status)} ended the process at {Path(folder, NOW).read_text()}")
+    return 1 if status else 0
+
+
+def _told(options: argparse.Namespace, folder: Path) -> int:
+    counts, faults = fuzz(options.seconds, options.seed, folder, options.only)
     for kind, count in sorted(counts.items()):
         print(f"{kind:<24}{count:>10,}")
     print(f"{sum(counts.values()):,} readings, {len(faults)} kinds of faults")
-    print("\n".join(faults))
+    print("\n".join(faults), flush=True)
     return 1 if faults else 0
 
 

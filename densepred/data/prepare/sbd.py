@@ -110,8 +110,8 @@ def read_sbd_label(data: bytes, name: str) -> np.ndarray:
         DataError: If the file is damaged or something else, with `name` in the message.
     """
     try:
-        label = np.asarray(read_mat(data, "GTcls")["Segmentation"][0, 0])
-    except Exception as error:  # the reader fails in a dozen ways on damaged bytes
+        label = read_mat(data, "GTcls", "Segmentation")
+    except ValueError as error:
         raise DataError(f"{name}: not an SBD label, GTcls.Segmentation could not be read ({error})") from error
     if label.ndim != 2 or label.dtype.kind not in "ui":
         raise DataError(f"{name}: expected whole numbers (H, W), got {label.dtype} {label.shape}")
