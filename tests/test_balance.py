@@ -283,7 +283,7 @@ def test_a_balanced_training_goes_on_from_its_checkpoint_as_if_it_had_not_stoppe
     for name, value in whole.state_dict().items():
         assert torch.equal(value, rest.state_dict()[name]), name
     assert not torch.equal(whole.balance.weights(), begun(method()).weights())
-    again = DensePredictor.load_from_checkpoint(path, weights_only=True)
+    again = Quiet.load_from_checkpoint(path, weights_only=True)
     assert type(again.balance) is type(stopped.balance)
     torch.testing.assert_close(again.balance.state_dict(), stopped.balance.state_dict(), rtol=0, atol=0)
 

@@ -118,7 +118,10 @@ def test_resuming_continues_steps_schedule_optimizer_and_metrics_as_if_never_int
         ])  # fmt: skip
     whole, cut = Path("runs/version_0"), Path("cut/version_0")
     assert torch.load(cut / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 1
-    main(["fit", "--trainer.default_root_dir", "cut", "--ckpt_path", "last", "--trainer.callbacks", "null"])
+    main([
+        "fit", "--trainer.default_root_dir", "cut", "--ckpt_path", "last", "--trainer.callbacks", "null",
+        "--allow", "tests",
+    ])  # fmt: skip
     assert not Path("cut/version_1").exists()
     for key in ("train/loss", "val/loss", "val/depth/rmse", "step"):
         assert column(cut, key) == column(whole, key)
@@ -230,6 +233,8 @@ def test_every_experiment_trains_a_few_steps_on_tiny_data(path, tmp_path, monkey
         arguments += ["--model.init_from=null"]
     if "deconvnet" in path.stem:  # none to be downloaded, and 220 million weights less to be written
         arguments += ["--model.decoder.weights=null", "--model.decoder.bottleneck=64"]
+    if "deeplabv2" in path.stem:  # batch norm that rests at the statistics of random weights lets 101 layers explode
+        arguments += ["--trainer.callbacks=null"]
     if "dilation8" in path.stem:  # its margin makes 436 pixels of a crop of 64
         arguments += ["--model.encoder.name=vgg11", "--data.batch_size=1"]
     if "warmup_steps" in path.read_text():

@@ -141,7 +141,7 @@ def test_two_processes_train_on_the_order_of_one_end_together_and_continue_exact
     assert re.search(
         r"ended by SIGTERM after step 2\. Continue with: densepred fit --ckpt_path \S*last.ckpt", cut.stderr
     )
-    rest = densepred(tmp_path / "cut", "fit", "--ckpt_path", "last")
+    rest = densepred(tmp_path / "cut", "fit", "--ckpt_path", "last", "--allow", "tests")
     assert rest.returncode == 0, rest.stderr[-3000:]
     ends = [
         torch.load(tmp_path / run / "runs/version_0/checkpoints/last.ckpt", weights_only=True)
@@ -156,7 +156,7 @@ def test_two_processes_train_on_the_order_of_one_end_together_and_continue_exact
 
     # what two processes measured at the end is what one measures; its rows follow theirs
     monkeypatch.chdir(tmp_path / "whole")
-    assert main(["validate", "--ckpt_path", "last"]) == 0
+    assert main(["validate", "--ckpt_path", "last", "--allow", "tests"]) == 0
     measured = {key: float(value) for step, key, value in trained if step == 5 and key.startswith("val/")}
     alone = {key: float(value) for _, key, value in logged(Path("runs/version_0"))[len(trained) :]}
     assert {key: alone[key] for key in measured} == pytest.approx(measured, rel=1e-6, abs=1e-6)

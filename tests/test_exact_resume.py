@@ -268,7 +268,7 @@ def test_a_dashboards_run_goes_on_under_its_id_and_a_new_one_gets_its_own(config
     assert "ended by SIGTERM after step 3. Continue with: densepred fit --ckpt_path" in capsys.readouterr().err
     wandb.finish()
     monkeypatch.delenv(ORDER)
-    assert main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "1"]) == 0
+    assert main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "1", "--allow", "tests"]) == 0
     wandb.finish()
     ids = [path.name.rpartition("-")[2] for path in Path("runs/wandb").glob("offline-run-*")]
     assert len(ids) == 2
