@@ -14,7 +14,9 @@ import yaml
 from sklearn.metrics import jaccard_score
 
 from densepred.cli import main
-from densepred.commands.export import real_images, whole_folder
+from densepred.commands.export import _labelled, real_images, whole_folder
+from densepred.data.rendering.scenes import CLASSES
+from densepred.data.rooms import RoomsDataModule
 from densepred.decoders.fcn import FCNDecoder
 from densepred.decoders.unet import UNetDecoder
 from densepred.encoders.unet import UNetEncoder
@@ -22,11 +24,11 @@ from densepred.errors import ConfigurationError
 from densepred.inference import Predictor
 from densepred.inference.checkpoint import load_network
 from densepred.inference.export import DeployedNetwork, export_program
-from densepred.inference.export_onnx import export_onnx
 from densepred.inference.export_parity import Agreement, latencies, random_images, scores
 from densepred.inference.export_quantised import quantise
 from densepred.inference.export_runtimes import NetworkRuntime, OnnxRuntime, ProgramRuntime, Runtime
-from densepred.inference.export_safetensors import export_safetensors
+from densepred.inference.onnx_file import export_onnx
+from densepred.inference.safetensors_file import export_safetensors
 from densepred.inference.trained_size import trained_short_side
 from densepred.module import DensePredictor
 from densepred.network import DenseNetwork
@@ -45,7 +47,7 @@ NUMBERS = {"rtol": 1e-4, "atol": 1e-4}
 
 
 def parts():
-    return [Segmentation(["floor", "wall", "chair"]), Depth(), Normals()]
+    return [Segmentation(list(CLASSES)), Depth(), Normals()]
 
 
 def build(share_decoder=False, auxiliary=None):
@@ -147,7 +149,7 @@ def test_the_onnx_file_says_what_goes_in_and_what_comes_out(onnx_file):
     assert shapes["segmentation"] == ["batch", "height", "width"]
     assert shapes["depth"] == ["batch", 1, "height", "width"]
     said = json.loads({entry.key: entry.value for entry in model.metadata_props}["densepred"])
-    assert said["tasks"]["segmentation"]["classes"] == ["floor", "wall", "chair"]
+    assert said["tasks"]["segmentation"]["classes"] == list(CLASSES)
     assert said["outputs"] == list(shapes)
 
 
@@ -182,7 +184,7 @@ def test_safetensors_rebuild_the_network_without_the_checkpoint(tmp_path, share_
     for name, value in NetworkRuntime(module.network, module.tasks)(image).items():
         torch.testing.assert_close(Predictor.load(path, "cpu")(image[0])[name], value[0])
     assert [task.name for task in tasks] == ["segmentation", "depth", "normals"]
-    assert tasks[0].classes == ["floor", "wall", "chair"]
+    assert tasks[0].classes == list(CLASSES)
 
 
 def test_safetensors_remember_the_size_of_the_training(module, tmp_path):
@@ -314,6 +316,16 @@ def test_the_command_writes_files_and_a_report_with_metrics(checkpoint, tmp_path
     assert "segmentation/miou" in printed
 
 
+def test_data_of_other_classes_are_refused(tmp_path, monkeypatch):
+    data = RoomsDataModule(size=(64, 96), val=1)
+    monkeypatch.setattr("densepred.commands.check_data.build_data", lambda *_: data)
+    arguments = SimpleNamespace(config=[], options=["--data"], allow=[], split="val", limit=1)
+    with pytest.raises(ConfigurationError, match="has 3 classes"):
+        _labelled(arguments, [Segmentation(3)])
+    (batch,) = _labelled(arguments, [Segmentation(list(CLASSES))])()
+    assert batch["image"].shape == (1, 3, 64, 96)
+
+
 def test_the_command_ends_with_1_where_a_file_disagrees(checkpoint, tmp_path, monkeypatch, capsys):
     class Wrong(NetworkRuntime):
         def __init__(self, path, allow=()):
@@ -394,7 +406,7 @@ def test_encoders_and_decoders_that_compute_sizes_are_exported_for_all_sizes(enc
 
 
 def test_configurations_in_safetensors_hold_data_alone(module, tmp_path):
-    from densepred.inference.export_safetensors import read_stored
+    from densepred.inference.safetensors_file import read_stored
 
     path = tmp_path / "model.safetensors"
     export_safetensors(module.network, module.tasks, path, {"class_path": "Rooms"})

@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,18 +17,20 @@ from densepred import __version__
 from densepred.errors import ConfigurationError
 from densepred.inference.checkpoint import load_network
 from densepred.inference.export import DeployedNetwork, export_program
-from densepred.inference.export_onnx import OPSET, description, export_onnx
 from densepred.inference.export_parity import agreement, latencies, random_images, scores
 from densepred.inference.export_quantised import quantise
 from densepred.inference.export_runtimes import NetworkRuntime, OnnxRuntime, ProgramRuntime, Runtime, SafetensorsRuntime
-from densepred.inference.export_safetensors import export_safetensors, read_stored
 from densepred.inference.extra import needed
+from densepred.inference.onnx_file import OPSET, description, export_onnx
 from densepred.inference.photos import read_photo
 from densepred.inference.predictor import pictures_in
+from densepred.inference.safetensors_file import export_safetensors, read_stored
 from densepred.inference.trained_size import trained_short_side
 from densepred.network import DenseNetwork
 from densepred.resume import find_checkpoint
 from densepred.tasks.base import Batch, Task
+from densepred.tasks.names import missing_names
+from densepred.yaml_text import read_yaml
 
 PASSES_OPTIONS_ON = True
 """Options of the data may stand on the command line, as in `fit`."""
@@ -76,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
     checkpoint = find_checkpoint(arguments.ckpt_path, arguments.root)
     network, tasks = load_network(checkpoint, arguments.allow)
     images = real_images(arguments.images, network.encoder.in_channels)
-    batches = _labelled(arguments)
+    batches = _labelled(arguments, tasks)
     with whole_folder(arguments.output) as folder:
         files = _written(arguments, checkpoint, network, tasks, folder, images or _unlabelled(batches))
         report = {
@@ -129,7 +132,7 @@ def _uint8(image: Tensor) -> Tensor:
     return image if image.dtype == torch.uint8 else (image * 255).round().to(torch.uint8)
 
 
-def _labelled(arguments: argparse.Namespace) -> Callable[[], Iterator[Batch]] | None:
+def _labelled(arguments: argparse.Namespace, tasks: Sequence[Task]) -> Callable[[], Iterator[Batch]] | None:
     """Samples with targets, one by one, as often as wanted; None where no data are named."""
     if not arguments.config and not arguments.options:
         return None
@@ -145,6 +148,9 @@ def _labelled(arguments: argparse.Namespace) -> Callable[[], Iterator[Batch]] | 
     configs = [read_config(path, "data", vouched) for path in arguments.config]
     with only_vouched(vouched if any(map(is_checkpoint, arguments.config)) else None):
         data = build_data(configs, arguments.options, "export")
+    for task in tasks:
+        if task.name in data.classes:
+            missing_names(task, list(data.classes[task.name]), type(data).__name__)
     data.setup("validate" if arguments.split == "val" else "test")
     dataset, collate = data.datasets[arguments.split], Collate(data.kinds)
 
@@ -191,15 +197,11 @@ def _written(
 
 
 def _data_section(checkpoint: Path) -> Mapping[str, Any] | None:
-    import yaml
-
-    config = yaml.safe_load(read_stored(checkpoint).get("config") or "{}")
+    config = read_yaml(str(read_stored(checkpoint).get("config") or "{}"), f"{checkpoint}: its configuration")
     return config.get("data") if isinstance(config, dict) else None
 
 
 def _versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
     found = {"densepred": __version__}
     for package in ("onnx", "onnxruntime", "onnxscript", "safetensors"):
         try:

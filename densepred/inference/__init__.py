@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from densepred.inference.evidence import Evidence as Evidence
     from densepred.inference.evidence import MeanEvidence as MeanEvidence
     from densepred.inference.evidence import NetworkEvidence as NetworkEvidence
+    from densepred.inference.export import export_program as export_program
+    from densepred.inference.onnx_file import export_onnx as export_onnx
     from densepred.inference.options import InferenceOptions as InferenceOptions
     from densepred.inference.photos import Photo as Photo
     from densepred.inference.photos import read_photo as read_photo
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from densepred.inference.predictor import Predictor as Predictor
     from densepred.inference.refined import CRFRefined as CRFRefined
     from densepred.inference.rescaled import Rescaled as Rescaled
+    from densepred.inference.safetensors_file import export_safetensors as export_safetensors
     from densepred.inference.tiling import Tiled as Tiled
     from densepred.inference.uncertainty import Uncertainty as Uncertainty
     from densepred.inference.windows import predict_large as predict_large
@@ -38,6 +41,9 @@ __getattr__, __all__ = lazy_exports(
         "TestTimeAugmentation": "augmented",
         "Tiled": "tiling",
         "Uncertainty": "uncertainty",
+        "export_onnx": "onnx_file",
+        "export_program": "export",
+        "export_safetensors": "safetensors_file",
         "load_network": "checkpoint",
         "predict_large": "windows",
         "read_photo": "photos",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from densepred.decoders.base import DecoderFactory
 from densepred.encoders.base import Encoder
 from densepred.errors import ConfigurationError
-from densepred.inference.export_safetensors import read_stored
+from densepred.inference.safetensors_file import read_stored
 from densepred.network import DenseNetwork
 from densepred.recipe import rebuilt, refuse_foreign
 from densepred.tasks.base import Task

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from densepred.data.atomic import whole_file
 from densepred.errors import ConfigurationError
-from densepred.inference.export_onnx import quiet
 from densepred.inference.extra import needed
+from densepred.inference.onnx_file import quiet
 
 Int8 = Literal["dynamic", "static"]
 

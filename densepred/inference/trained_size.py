@@ -7,7 +7,8 @@ from typing import Any
 import yaml
 
 from densepred.errors import ConfigurationError
-from densepred.resume import read_checkpoint
+from densepred.inference.safetensors_file import read_stored
+from densepred.yaml_text import read_yaml
 
 
 def trained_short_side(checkpoint: str | Path) -> int | None:
@@ -20,10 +21,10 @@ def trained_short_side(checkpoint: str | Path) -> int | None:
     Args:
         checkpoint: A file that `densepred fit` has written.
     """
-    text = read_checkpoint(Path(checkpoint).expanduser()).get("config")
+    text = read_stored(Path(checkpoint).expanduser()).get("config")
     try:
-        config = yaml.safe_load(text) if isinstance(text, str) else None
-    except yaml.YAMLError:
+        config = read_yaml(text, f"{checkpoint}: its configuration") if isinstance(text, str) else None
+    except (ValueError, yaml.YAMLError):
         return None
     data = config.get("data") if isinstance(config, dict) else None
     options = (data.get("init_args") if isinstance(data, dict) else None) or {}

@@ -19,9 +19,9 @@ from densepred.decoders.unet import UNetDecoder
 from densepred.encoders.resnet import ResNetEncoder
 from densepred.errors import ConfigurationError
 from densepred.inference.export import DeployedNetwork, export_program, traced, write_program
-from densepred.inference.export_onnx import export_onnx, write_onnx
 from densepred.inference.export_quantised import quantise
 from densepred.inference.export_runtimes import OnnxRuntime, ProgramRuntime, SizeRefusedError
+from densepred.inference.onnx_file import export_onnx, write_onnx
 from densepred.network import DenseNetwork
 from densepred.tasks.depth import Depth
 from densepred.tasks.normals import Normals

@@ -47,10 +47,9 @@ def export_onnx(
             2 GiB.
 
     Example:
-        >>> from tempfile import mkdtemp
-        >>> from densepred.inference import Predictor
-        >>> predictor = Predictor.load("best.ckpt")  # doctest: +SKIP
-        >>> export_onnx(predictor.network, predictor.tasks, "model.onnx")  # doctest: +SKIP
+        >>> from densepred.inference import load_network
+        >>> network, tasks = load_network("best.ckpt")  # doctest: +SKIP
+        >>> export_onnx(network, tasks, "model.onnx")  # doctest: +SKIP
     """
     deployed = DeployedNetwork(network, tasks, also)
     write_onnx(traced(deployed), deployed, Path(path), opset)
