@@ -1,5 +1,6 @@
 """Archives read without trust: no name of theirs reaches outside the folder, no link of theirs is ever made."""
 
+import errno
 import shutil
 import tarfile
 import zipfile
@@ -141,7 +142,8 @@ def _damage_named(archive: Path) -> Iterator[None]:
     try:
         yield
     except (*DAMAGE, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # the system's own, such as a full disk
+        # the system's own, such as a full disk; a damaged offset is an invalid argument
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         size = size_text(archive.stat().st_size)
         raise DataError(f"{archive}: damaged or cut short at {size} ({error}); get it again") from error
