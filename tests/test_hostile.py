@@ -27,8 +27,12 @@ from densepred.data.listing import read_list, write_list
 from densepred.data.prepare.archives import entries, unpack
 from densepred.data.prepare.sbd import read_sbd_label
 from densepred.data.rasters import DepthReader, ImageReader
+from densepred.decoders.pointwise import PointwiseDecoder
+from densepred.encoders.unet import UNetEncoder
 from densepred.errors import DataError, LabelError, UserError
 from densepred.inference.photos import read_photo
+from densepred.module import DensePredictor
+from densepred.tasks.depth import Depth
 from tests.fuzz import fuzz
 from tests.preparing import tree
 
@@ -335,3 +339,49 @@ def test_a_short_fuzz_of_all_readers_finds_answers_and_messages_alone(tmp_path):
     assert faults == []
     assert sum(counts.values()) > 100
     assert issubclass(DataError, UserError)
+
+
+def small_checkpoint(path: Path) -> Path:
+    """What a training of the smallest network would have left."""
+    torch.manual_seed(0)
+    module = DensePredictor(UNetEncoder(widths=(4, 8)), PointwiseDecoder, [Depth()])
+    torch.save({"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}, path)
+    return path
+
+
+def test_prediction_answers_for_the_whole_files_of_a_hostile_folder_and_names_the_others(tmp_path, capsys):
+    photos = tmp_path / "my phötos\n"
+    photos.mkdir()
+    whole = ["with space", "ünïcode 图片", "-dash", "quote'\""]
+    for name in whole:
+        Image.fromarray(np.full((40, 48, 3), 99, np.uint8)).save(photos / f"{name}.png")
+    broken = {"bomb.png": png_that_claims(60_000, 50_000), "empty.jpg": b"", "page.jpg": b"<html>404</html>",
+              "cut.png": (photos / "-dash.png").read_bytes()[:60]}  # fmt: skip
+    for name, content in broken.items():
+        (photos / name).write_bytes(content)
+    checkpoint, output = small_checkpoint(tmp_path / "a.ckpt"), tmp_path / "out"
+    status = main(["predict", "--ckpt_path", str(checkpoint), "--input", str(photos), "--output", str(output)])
+    told = "".join(capsys.readouterr())
+    assert status == 1
+    assert "Traceback" not in told
+    assert [name for name in broken if name not in told] == []
+    written = tree(output)
+    assert [name for name in whole if not any(name in file for file in written)] == []
+    assert [
+        file for file in written if "unfinished" in file or Path(file).stem in ("bomb", "empty", "page", "cut")
+    ] == []
+
+
+def test_a_prediction_that_does_not_fit_on_the_disk_leaves_no_half_of_a_file(tmp_path, capsys):
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 400, 3), np.uint8)).save(tmp_path / "a.png")
+    checkpoint, output = small_checkpoint(tmp_path / "a.ckpt"), tmp_path / "out"
+    with no_file_above(20_000):
+        status = main(
+            ["predict", "--ckpt_path", str(checkpoint), "--input", str(tmp_path / "a.png"), "--output", str(output)]
+        )
+    told = capsys.readouterr().err
+    assert status == 1
+    assert "File too large" in told
+    assert "make room" in told
+    assert "Traceback" not in told
+    assert [name for name, content in tree(output).items() if len(content) >= 20_000 or "unfinished" in name] == []
