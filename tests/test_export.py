@@ -14,7 +14,7 @@ import yaml
 from sklearn.metrics import jaccard_score
 
 from densepred.cli import main
-from densepred.commands.export import _labelled, real_images, whole_folder
+from densepred.commands.export import _data, _samples, real_images, whole_folder
 from densepred.data.rendering.scenes import CLASSES
 from densepred.data.rooms import RoomsDataModule
 from densepred.decoders.fcn import FCNDecoder
@@ -299,7 +299,8 @@ def export(checkpoint, output, *more):
 @pytest.mark.slow
 def test_the_command_writes_files_and_a_report_with_metrics(checkpoint, tmp_path, capsys):
     output = tmp_path / "exported net"
-    data = ["--data", "RoomsDataModule", "--data.size", "[64, 96]", "--data.val", "2", "--data.num_workers", "0"]
+    data = ["--data", "RoomsDataModule", "--data.size", "[64, 96]", "--data.train", "2", "--data.val", "2",
+            "--data.num_workers", "0"]  # fmt: skip
     assert export(checkpoint, output, "--format", "onnx", "safetensors", "--int8", "static", *data) == 0
     assert {path.name for path in output.iterdir()} == {
         "model.onnx", "model.int8_static.onnx", "model.safetensors", "export.json"
@@ -316,14 +317,22 @@ def test_the_command_writes_files_and_a_report_with_metrics(checkpoint, tmp_path
     assert "segmentation/miou" in printed
 
 
-def test_data_of_other_classes_are_refused(tmp_path, monkeypatch):
-    data = RoomsDataModule(size=(64, 96), val=1)
+def test_data_of_other_classes_are_refused(monkeypatch):
+    data = RoomsDataModule(size=(64, 96), train=1, val=1)
     monkeypatch.setattr("densepred.commands.check_data.build_data", lambda *_: data)
-    arguments = SimpleNamespace(config=[], options=["--data"], allow=[], split="val", limit=1)
+    arguments = SimpleNamespace(config=[], options=["--data"], allow=[])
     with pytest.raises(ConfigurationError, match="has 3 classes"):
-        _labelled(arguments, [Segmentation(3)])
-    (batch,) = _labelled(arguments, [Segmentation(list(CLASSES))])()
-    assert batch["image"].shape == (1, 3, 64, 96)
+        _data(arguments, [Segmentation(3)])
+    assert _data(arguments, [Segmentation(list(CLASSES))]) is data
+
+
+def test_files_are_compared_on_samples_as_they_are_evaluated():
+    data = RoomsDataModule(size=(64, 96), train=3, val=2)
+    assert [len(list(_samples(data, split, 2))) for split in ("train", "val")] == [2, 2]
+    (batch,) = _samples(data, "val", 1)
+    data.setup("validate")
+    assert torch.equal(batch["image"][0], data.datasets["val"][0]["image"])
+    assert batch["segmentation"].shape == (1, 64, 96)
 
 
 def test_the_command_ends_with_1_where_a_file_disagrees(checkpoint, tmp_path, monkeypatch, capsys):
@@ -386,13 +395,13 @@ def test_a_network_that_cannot_be_traced_is_refused_with_the_reason(tmp_path):
 
 
 # what is hard to export: paddings before dilated poolings, sizes of their own, attention, unpooling, pyramids
-HARD = [
-    ("vgg11 pool OS8", "PSPNet"),
-    ("unet unpadded", "U-Net"),
-    ("fc-densenet unpadded", "tiramisu"),
-    ("timm vit", "DPT"),
-    ("unet", "DeconvNet"),
-]
+HARD = {
+    ("vgg11 pool OS8", "PSPNet"): 0,
+    ("unet unpadded", "U-Net"): 0,
+    ("timm vit", "DPT"): 1,  # its coarsest map is a single cell there
+    ("unet", "DeconvNet"): 4,  # its fully connected layers leave a single cell
+}
+"""And how many of the benchmark's sizes a torch.export program refuses."""
 
 
 @pytest.mark.slow
@@ -401,6 +410,7 @@ def test_encoders_and_decoders_that_compute_sizes_are_exported_for_all_sizes(enc
     network = randomise_zeros(DenseNetwork(ENCODERS[encoder](), DECODERS[decoder], {"labels": 3})).eval()
     found = contract(network)
     assert found.refused == ""
+    assert len(found.sizes) <= HARD[encoder, decoder]
     assert found.onnx < 1e-4
     assert found.program < 1e-4
 

@@ -5,8 +5,8 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from densepred import __version__
+from densepred.data.collate import Collate
 from densepred.errors import ConfigurationError
 from densepred.inference.checkpoint import load_network
 from densepred.inference.export import DeployedNetwork, export_program
@@ -79,9 +80,12 @@ def run(arguments: argparse.Namespace) -> int:
     checkpoint = find_checkpoint(arguments.ckpt_path, arguments.root)
     network, tasks = load_network(checkpoint, arguments.allow)
     images = real_images(arguments.images, network.encoder.in_channels)
-    batches = _labelled(arguments, tasks)
+    data = _data(arguments, tasks)
+    batches = None if data is None else partial(_samples, data, arguments.split, arguments.limit)
+    # 8 bits are not fitted to the samples that they are measured on
+    typical = images or ([] if data is None else [batch["image"] for batch in _samples(data, "train", _CALIBRATION)])
     with whole_folder(arguments.output) as folder:
-        files = _written(arguments, checkpoint, network, tasks, folder, images or _unlabelled(batches))
+        files = _written(arguments, checkpoint, network, tasks, folder, typical)
         report = {
             **description(DeployedNetwork(network, tasks, arguments.also)),
             "checkpoint": str(checkpoint),
@@ -132,15 +136,14 @@ def _uint8(image: Tensor) -> Tensor:
     return image if image.dtype == torch.uint8 else (image * 255).round().to(torch.uint8)
 
 
-def _labelled(arguments: argparse.Namespace, tasks: Sequence[Task]) -> Callable[[], Iterator[Batch]] | None:
-    """Samples with targets, one by one, as often as wanted; None where no data are named."""
+def _data(arguments: argparse.Namespace, tasks: Sequence[Task]) -> Any:
+    """The datamodule that the files are compared on, whose classes are those of the tasks; None where none is named."""
     if not arguments.config and not arguments.options:
         return None
     # Lightning takes seconds, and comparing without data needs none of it
     from densepred.commands.arguments import import_parts
     from densepred.commands.check_data import build_data
     from densepred.commands.describe import is_checkpoint, read_config
-    from densepred.data.collate import Collate
     from densepred.vouched import named_in, only_vouched
 
     import_parts()
@@ -151,19 +154,16 @@ def _labelled(arguments: argparse.Namespace, tasks: Sequence[Task]) -> Callable[
     for task in tasks:
         if task.name in data.classes:
             missing_names(task, list(data.classes[task.name]), type(data).__name__)
-    data.setup("validate" if arguments.split == "val" else "test")
-    dataset, collate = data.datasets[arguments.split], Collate(data.kinds)
-
-    def batches() -> Iterator[Batch]:
-        for index in range(min(len(dataset), arguments.limit)):
-            batch: Batch = collate([dataset[index]])
-            yield {**batch, "image": _uint8(batch["image"])}
-
-    return batches
+    return data
 
 
-def _unlabelled(batches: Callable[[], Iterator[Batch]] | None) -> list[Tensor]:
-    return [] if batches is None else [batch["image"] for batch in islice(batches(), _CALIBRATION)]
+def _samples(data: Any, split: str, limit: int) -> Iterator[Batch]:
+    """The first samples of a split, one by one, as they are evaluated."""
+    dataset, collate = data.dataset(split, data.eval_transforms), Collate(data.kinds)
+    dataset.kinds = data.kinds
+    for index in range(min(len(dataset), limit)):
+        batch: Batch = collate([dataset[index]])
+        yield {**batch, "image": _uint8(batch["image"])}
 
 
 def _written(
@@ -236,9 +236,10 @@ def compared(
     timed = torch.randint(0, 256, (1, network.encoder.in_channels, *size), dtype=torch.uint8)
     noise.append(timed)  # what a network does with small images alone must not be in the graph for ever
     speed = latencies({_CHECKPOINT: reference} | {path.name: one for path, one in files.items()}, timed, calls)
+    real = images or [batch["image"] for batch in (batches or tuple)()]
     report: dict[str, dict[str, Any]] = {}
     for path, runtime in {Path(_CHECKPOINT): reference, **files}.items():
-        sets = {} if runtime is reference else {"random": noise, "real": images or _unlabelled(batches)}
+        sets = {} if runtime is reference else {"random": noise, "real": real}
         report[path.name] = {
             "bytes": path.stat().st_size if runtime is not reference else _bytes(network),
             "int8": ".int8_" in path.name,
@@ -275,7 +276,7 @@ def table(report: Mapping[str, Any]) -> str:
             )
             lines.append(f"  on {which} images: {told}")
             if refused := next(iter(tasks.values()))["refused"]:
-                lines.append(f"  it takes no images of {', '.join(refused)}: some map would be a single cell")
+                lines.append(f"  it takes no images of {', '.join(refused)}: torch.export tied it to other sizes")
         shown = {key: value for key, value in entry["metrics"].items() if key.rpartition("/")[2] in _SHOWN}
         if shown:
             lines.append("  " + ", ".join(f"{key} {value:.4f}" for key, value in shown.items()))

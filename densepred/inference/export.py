@@ -151,7 +151,9 @@ def export_program(
 ) -> ExportedProgram:
     """Writes a network as a torch.export program (.pt2): `torch.export.load(path).module()(image)` needs PyTorch alone.
 
-    Batch, height and width are free; only images so small that some map would be a single cell are refused.
+    Batch, height and width are free, but torch.export leaves out what it cannot prove: images so small that some map
+    would be a single cell (with `DeconvNetDecoder` below some 450 pixels), and with unpadded FC-DenseNets all sizes but
+    those of one pattern of odd and even maps. The program refuses those; ONNX files take them.
 
     Args:
         network: Any.

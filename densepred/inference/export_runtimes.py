@@ -81,7 +81,7 @@ class ProgramRuntime(Runtime):
         path: The file (.pt2).
 
     Raises:
-        SizeRefusedError: While it runs, where torch.export has left out a size: small images, see `export_program`.
+        SizeRefusedError: While it runs, where torch.export has left out a size, see `export_program`.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -97,8 +97,8 @@ class ProgramRuntime(Runtime):
                 raise
             height, width = image.shape[-2:]
             raise SizeRefusedError(
-                f"This program takes no images of {height} x {width}: a map would be a single cell ({error}). Enlarge "
-                "or pad them, or take the ONNX file."
+                f"This program takes no images of {height} x {width}: torch.export has tied it to other sizes "
+                f"({error}). Take the ONNX file, which is not."
             ) from error
         return answers
 
