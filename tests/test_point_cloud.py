@@ -11,13 +11,9 @@ from PIL import Image
 from densepred.data.rooms import Rooms
 from densepred.errors import ConfigurationError, DataError
 from densepred.geometry import project
-from densepred.inference.point_cloud import (
-    default_intrinsics,
-    photo_intrinsics,
-    ply_bytes,
-    prediction_ply,
-    write_ply,
-)
+from densepred.inference.cameras import AssumedCamera, default_intrinsics, film_intrinsics
+from densepred.inference.photos import read_photo
+from densepred.inference.point_cloud import ply_bytes, prediction_ply, write_ply
 from densepred.inference.prediction import Prediction
 from densepred.tasks.depth import Depth
 from densepred.tasks.normals import Normals
@@ -129,16 +125,32 @@ def test_an_unknown_camera_sees_its_field_of_view_between_the_outer_borders_of_t
 
 def test_the_focal_length_of_a_photo_is_that_of_film_of_the_same_diagonal(tmp_path):
     exif = Image.Exif()
+    exif[0x010F] = "maker"  # Pillow writes no EXIF data into some formats where the first part is empty
     exif.get_ifd(0x8769)[0xA405] = 26  # FocalLengthIn35mmFilm
-    Image.new("RGB", (36, 24)).save(tmp_path / "told.jpg", exif=exif)
+    for ending in ("jpg", "png", "webp"):
+        Image.new("RGB", (36, 24)).save(tmp_path / f"told.{ending}", exif=exif)
+        assert read_photo(tmp_path / f"told.{ending}").focal_on_film == 26
+        assert read_photo(Image.open(tmp_path / f"told.{ending}")).focal_on_film == 26
+    exif.get_ifd(0x8769)[0xA405] = 0  # unknown, by the standard
+    Image.new("RGB", (36, 24)).save(tmp_path / "unknown.jpg", exif=exif)
     Image.new("RGB", (36, 24)).save(tmp_path / "untold.jpg")
-    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff")
-    np.testing.assert_allclose(
-        photo_intrinsics(tmp_path / "told.jpg", (2400, 3600)), [[2600, 0, 1799.5], [0, 2600, 1199.5], [0, 0, 1]]
-    )
-    assert photo_intrinsics(tmp_path / "untold.jpg", (24, 36)) is None
-    assert photo_intrinsics(tmp_path / "broken.jpg", (24, 36)) is None
-    assert photo_intrinsics(tmp_path / "nowhere.jpg", (24, 36)) is None
+    assert read_photo(tmp_path / "unknown.jpg").focal_on_film == 0
+    assert read_photo(tmp_path / "untold.jpg").focal_on_film == 0
+    np.testing.assert_allclose(film_intrinsics(26, (2400, 3600)), [[2600, 0, 1799.5], [0, 2600, 1199.5], [0, 0, 1]])
+
+
+def test_a_camera_is_what_is_given_then_what_the_photo_tells_then_what_is_assumed():
+    photo = Prediction(torch.zeros(3, 24, 36, dtype=torch.uint8), {}, [Depth()], focal_on_film=26.0)
+    unknown = Prediction(photo.image, {}, [Depth()])
+    given = AssumedCamera(intrinsics=(10, 11, 12, 13))
+    assert given.of(photo).tolist() == [[10, 0, 12], [0, 11, 13], [0, 0, 1]]
+    assert given.note(photo) == ""
+    np.testing.assert_allclose(AssumedCamera().of(photo)[0, 0], 26)  # 24 x 36 pixels for 24 x 36 mm
+    assert "EXIF" in AssumedCamera().note(photo)
+    np.testing.assert_allclose(AssumedCamera(90).of(unknown)[0, 0], 18)
+    assert "field of view of 90 degrees" in AssumedCamera(90).note(unknown)
+    with pytest.raises(ConfigurationError, match="expected fx fy cx cy in pixels"):
+        AssumedCamera(intrinsics=(0, 1, 1, 1))
 
 
 def test_a_prediction_becomes_a_cloud_with_its_own_depth_normals_and_colours(room):

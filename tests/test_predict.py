@@ -30,6 +30,8 @@ from densepred.encoders import weights as weight_files
 from densepred.encoders.base import IMAGENET_MEAN, IMAGENET_STD
 from densepred.encoders.resnet import ResNetEncoder
 from densepred.errors import ConfigurationError, DataError, WeightsError
+from densepred.geometry import intrinsics_matrix
+from densepred.inference.cameras import default_intrinsics, film_intrinsics
 from densepred.inference.evidence import MeanEvidence, NetworkEvidence
 from densepred.inference.file_contents import (
     array_bytes,
@@ -45,6 +47,7 @@ from densepred.inference.options import InferenceOptions
 from densepred.inference.output_files import OutputFiles, output_kinds
 from densepred.inference.overlap import DoneBehind, done_ahead, drawn_ahead
 from densepred.inference.photos import read_photo
+from densepred.inference.point_cloud import prediction_ply
 from densepred.inference.prediction import Prediction
 from densepred.inference.predictor import Predictor
 from densepred.inference.published import load_published
@@ -360,6 +363,30 @@ def test_pictures_predicted_together_have_the_answers_they_have_alone(checkpoint
     for name in "abcd":
         alone, together = (read_label(tmp_path / f"{size}" / "labels" / f"{name}.png") for size in (1, 3))
         assert (alone == together).mean() > 0.999
+
+
+def test_point_clouds_are_written_by_the_camera_that_is_told(checkpoints, tmp_path, capsys):
+    photos = write_photos(tmp_path / "photos", ["a.png"])
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0xA405] = 26
+    Image.open(photos / "a.png").save(photos / "b.jpg", exif=exif)
+    assert predict(checkpoints.every, photos, tmp_path / "out", "--save", "ply", "--field_of_view", 50) == 0
+    told = capsys.readouterr().out
+    assert "1: point clouds by an assumed field of view of 50 degrees" in told
+    assert "1: point clouds by the focal length in the EXIF data" in told
+    assert files_below(tmp_path / "out") == ["depth_ply/a.ply", "depth_ply/b.ply", "predict.json", "sheet.png"]
+    predictor = Predictor.load(checkpoints.every, "cpu")
+    assumed = prediction_ply(predictor(photos / "a.png"), default_intrinsics((40, 56), 50))
+    seen = prediction_ply(predictor(photos / "b.jpg"), film_intrinsics(26, (40, 56)))
+    assert (tmp_path / "out/depth_ply/a.ply").read_bytes() == assumed
+    assert (tmp_path / "out/depth_ply/b.ply").read_bytes() == seen
+    # another camera: these are other clouds
+    assert predict(checkpoints.every, photos, tmp_path / "out", "--save", "ply", "--field_of_view", 70) == 1
+    assert "camera" in capsys.readouterr().err
+    given = ("--save", "ply", "--overwrite", "--intrinsics", 50, 51, 27, 19)
+    assert predict(checkpoints.every, photos, tmp_path / "out", *given) == 0
+    given = prediction_ply(predictor(photos / "b.jpg"), intrinsics_matrix(50, 51, 27, 19))
+    assert (tmp_path / "out/depth_ply/b.ply").read_bytes() == given
 
 
 def test_a_broken_picture_is_told_and_passed_over_and_the_next_run_goes_on(checkpoints, tmp_path, capsys):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from densepred.commands.exits import calibrated_confidences, tell_exits
 from densepred.commands.predict_arguments import FAILED, SHEET
 from densepred.commands.predict_arguments import add_arguments as add_arguments
 from densepred.data.atomic import whole_file
@@ -16,6 +17,7 @@ from densepred.data.label_codes import read_classes
 from densepred.data.listing import read_list
 from densepred.errors import ConfigurationError
 from densepred.inference.bulk import Bulk, BulkOptions, Outcome
+from densepred.inference.cameras import AssumedCamera
 from densepred.inference.contact import ContactSheet
 from densepred.inference.inputs import Source, find_sources, only_named
 from densepred.inference.large import LargeImages
@@ -38,6 +40,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Predicts, or checks results; 0 where nothing is wrong."""
     if arguments.check is not None:
         return _check(arguments)
+    if arguments.calibrate:
+        arguments.confidence = calibrated_confidences(arguments, lambda: _predictor(arguments)[0])
     predictor, networks = _predictor(arguments)
     if arguments.recursive and any(Path(one).resolve() == arguments.output.resolve() for one in arguments.input):
         raise ConfigurationError(
@@ -57,6 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     if sheet is not None and len(sheet):
         _write_sheet(sheet, arguments.output / SHEET, networks)
     _tell(outcome, arguments.output, len(sources))
+    tell_exits(predictor)
     if scores is not None:
         _tell_scores(scores, arguments.output / METRICS)
     faults = _finish_voc(arguments, sources, outcome) if arguments.format == "voc" else []
@@ -91,6 +96,8 @@ def _options(arguments: argparse.Namespace) -> InferenceOptions:
         "overlap": _overlap(arguments.overlap),
         "crf": arguments.crf,
         "short_side": _short_side(arguments.short_side),
+        "budget": arguments.budget,
+        "confidence": tuple(arguments.confidence or ()),
     }
     if arguments.scales or arguments.short_sides:
         given["scales"] = tuple(arguments.scales or ())
@@ -118,15 +125,21 @@ def _short_side(text: str | None) -> int | None:
 def _kinds(arguments: argparse.Namespace, predictor: Predictor) -> list[OutputFile]:
     several = len(arguments.ckpt_path) > 1 or arguments.mc_dropout > 1
     views = arguments.flip or len([*(arguments.scales or ()), *(arguments.short_sides or ())]) > 1
+    camera = _camera(arguments)
     if arguments.format == "voc":
         image_set = arguments.names.stem if arguments.names else "test"
-        extra = output_kinds(predictor.tasks, arguments.save, several or views) if arguments.save else []
+        extra = output_kinds(predictor.tasks, arguments.save, several or views, camera) if arguments.save else []
         return [voc_file(predictor.tasks, arguments.competition, image_set), *extra]
     save = arguments.save
     if save is None and several:
         sure = ["entropy"] if any(task.distribution for task in predictor.tasks) else []
         save = [kind for kind in (*DEFAULT, *sure, "uncertainty") if kind not in DEFAULT or _has(predictor, kind)]
-    return output_kinds(predictor.tasks, save, several or views)
+    return output_kinds(predictor.tasks, save, several or views, camera)
+
+
+def _camera(arguments: argparse.Namespace) -> AssumedCamera:
+    given = arguments.intrinsics
+    return AssumedCamera(arguments.field_of_view, None if given is None else tuple(given))
 
 
 def _has(predictor: Predictor, word: str) -> bool:
@@ -153,7 +166,7 @@ def _output(
 ) -> OutputFiles:
     root: Path = arguments.output
     planned = [kind.path(root, source.name) for source in sources if not source.is_video for kind in kinds]
-    settings = settings_of(networks, _options(arguments), predictor.notes, _bulk_options(arguments))
+    settings = settings_of(networks, _options(arguments), predictor.notes, _bulk_options(arguments), _camera(arguments))
     try:
         root.mkdir(parents=True, exist_ok=True)
         since = claim(root, settings, planned, arguments.overwrite)

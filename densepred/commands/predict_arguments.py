@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from densepred.inference.cameras import FIELD_OF_VIEW
 from densepred.inference.output_files import DEFAULT, SAVED
 from densepred.inference.published import PUBLISHED
 from densepred.refine.dense_crf import PUBLISHED as CRFS
@@ -64,6 +65,15 @@ def _add_inputs(group: Any) -> None:
         "--save", nargs="+", metavar="WHAT", help=f"what is written, see below (default: {' '.join(DEFAULT)})"
     )
     group.add_argument(
+        "--field_of_view", type=float, default=FIELD_OF_VIEW, metavar="DEGREES",
+        help="of point clouds: along the longer side, where a picture's EXIF data tell no focal length (default: "
+        "%(default)g)",
+    )  # fmt: skip
+    group.add_argument(
+        "--intrinsics", type=float, nargs=4, metavar=("FX", "FY", "CX", "CY"),
+        help="of point clouds: the camera of all pictures at their own size, in pixels",
+    )  # fmt: skip
+    group.add_argument(
         "--sheet", type=int, default=12, metavar="N", help=f"pictures on {SHEET}; 0: none (default: %(default)s)"
     )
     group.add_argument("--overwrite", action="store_true", help="predict again what is there")
@@ -93,6 +103,24 @@ def _add_options(group: Any) -> None:
     group.add_argument(
         "--crf", nargs="?", choices=tuple(CRFS), const=next(iter(CRFS)),
         help=f"refine labels by a dense CRF that sees the picture: whose parameters (default: {next(iter(CRFS))})",
+    )  # fmt: skip
+    _add_budget(group)
+
+
+def _add_budget(group: Any) -> None:
+    group.add_argument(
+        "--budget", metavar="AMOUNT",
+        help="of a network with exits: what each answer may cost, operations or time: 0.5gmac, 200ms",
+    )  # fmt: skip
+    group.add_argument(
+        "--confidence", type=float, nargs="+", metavar="P",
+        help="leave such a network at the first exit that is so sure of a picture; one number, or one for each exit "
+        "but the last",
+    )  # fmt: skip
+    group.add_argument(
+        "--calibrate", nargs="+", metavar="PATH",
+        help="pictures, without labels, on which confidences are found first so that pictures like them cost the "
+        "budget (of operations) on average",
     )  # fmt: skip
 
 

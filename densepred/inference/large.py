@@ -21,7 +21,8 @@ _WINDOWED = (".tif", ".tiff", ".npy")
 class LargeImages:
     """Predicts large pictures by windows, as `predict_large` does, into .tif beside the others' .png.
 
-    Labels, depth, normals and arrays are written of them, no overlays and nothing else; arrays alone as .npy.
+    Labels, depth, normals and arrays are written of them, no overlays, point clouds or anything else; arrays alone as
+    .npy.
 
     Args:
         predictor: Predicts in tiles.

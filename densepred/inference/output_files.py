@@ -11,6 +11,7 @@ from torch import Tensor
 
 from densepred.data.atomic import is_written, whole_file
 from densepred.errors import ConfigurationError
+from densepred.inference.cameras import UNKNOWN_CAMERA, AssumedCamera
 from densepred.inference.file_contents import (
     array_bytes,
     confidence,
@@ -21,6 +22,7 @@ from densepred.inference.file_contents import (
     normals_bytes,
     png_bytes,
 )
+from densepred.inference.point_cloud import prediction_ply
 from densepred.inference.prediction import Prediction
 from densepred.sample import Kind
 from densepred.tasks.base import Task
@@ -40,6 +42,7 @@ SAVED = {
     "confidence": "PNG, 16 bits: 0 to 65535 for a probability of the predicted label of 0 to 1",
     "uncertainty": ".npy, float32 (H, W), of each task and measure of how several answers differ: mutual "
     "information in nats, standard deviation of log metres, degrees",
+    "ply": "point cloud: metres x right, y down, z forward, colours, and the predicted normals where there are some",
     "overlays": "JPEG: the colours of each task over the picture",
     "pictures": "JPEG: the picture with all tasks beside it",
 }
@@ -58,14 +61,14 @@ class OutputFile(NamedTuple):
         ending: Of the file.
         encode: A prediction as the file's content.
         needs: What the prediction must have kept, beside its values.
-        of: The task of depth that is cut at `FARTHEST`.
+        note: What the file cannot hold of a prediction, or rests on, for people; empty where there is nothing to say.
     """
 
     folder: str
     ending: str
     encode: Callable[[Prediction], bytes]
     needs: Literal["evidence", "uncertainty"] | None = None
-    of: str | None = None
+    note: Callable[[Prediction], str] | None = None
 
     def path(self, root: Path, name: str) -> Path:
         """The file of the source of that name."""
@@ -91,10 +94,9 @@ class OutputFiles:
         return any(kind.needs == what for kind in self.kinds)
 
     def notes(self, prediction: Prediction) -> tuple[str, ...]:
-        """What the files cannot hold of a prediction, for people."""
-        written = {kind.of for kind in self.kinds if kind.of is not None}
-        far = any(float(prediction[name].max()) > FARTHEST for name in written)
-        return (f"depth beyond {FARTHEST} m is written as that (--save arrays keeps it)",) if far else ()
+        """What the files cannot hold of a prediction, or rest on, for people."""
+        told = (kind.note(prediction) for kind in self.kinds if kind.note is not None)
+        return tuple(dict.fromkeys(note for note in told if note))
 
     def paths(self, name: str) -> list[Path]:
         """All files of a source."""
@@ -130,7 +132,12 @@ def newer(path: Path, source: Path) -> bool:
     return is_written(path) and not (source.is_file() and path.stat().st_mtime < source.stat().st_mtime)
 
 
-def output_kinds(tasks: Sequence[Task], save: Sequence[str] | None = None, several: bool = False) -> list[OutputFile]:
+def output_kinds(
+    tasks: Sequence[Task],
+    save: Sequence[str] | None = None,
+    several: bool = False,
+    camera: AssumedCamera = UNKNOWN_CAMERA,
+) -> list[OutputFile]:
     """The files that words such as labels and overlays ask for, of these tasks.
 
     Labels go into the folder labels, depth into depth, normals into normals; a task with a name of its own, or beside
@@ -140,6 +147,7 @@ def output_kinds(tasks: Sequence[Task], save: Sequence[str] | None = None, sever
         tasks: What is predicted.
         save: Keys of `SAVED`; None takes those of `DEFAULT` that the tasks have.
         several: Whether predictions are means of several answers, which can differ.
+        camera: What took the pictures, of point clouds.
 
     Raises:
         ConfigurationError: If a word is unknown, or the tasks have nothing of the kind.
@@ -159,7 +167,7 @@ def output_kinds(tasks: Sequence[Task], save: Sequence[str] | None = None, sever
                 "--save uncertainty tells how several answers differ, but there is one: give several checkpoints, or "
                 "--mc_dropout, --flip or --scales. --save entropy needs one alone."
             )
-        asked = _kinds_of(word, tasks, folders)
+        asked = _kinds_of(word, tasks, folders, camera)
         if not asked and save is not None:
             names = ", ".join(f"{task.name} ({type(task).__name__})" for task in tasks)
             raise ConfigurationError(f"--save {word}: the network has no task with such a thing; it predicts {names}.")
@@ -179,7 +187,7 @@ def output_folders(tasks: Sequence[Task]) -> dict[str, str]:
     return folders
 
 
-def _kinds_of(word: str, tasks: Sequence[Task], folders: dict[str, str]) -> list[OutputFile]:
+def _kinds_of(word: str, tasks: Sequence[Task], folders: dict[str, str], camera: AssumedCamera) -> list[OutputFile]:
     if word == "pictures":
         return [OutputFile("pictures", ".jpg", lambda prediction: jpeg_bytes(prediction.render()))]
     kinds = []
@@ -194,7 +202,9 @@ def _kinds_of(word: str, tasks: Sequence[Task], folders: dict[str, str]) -> list
             ending = ".npy" if task.mode == "multilabel" else ".png"
             kinds.append(OutputFile(folder, ending, _labels(task)))
         elif word == "depth" and task.kind is Kind.DEPTH:
-            kinds.append(OutputFile(folder, ".png", _depth(task.name), of=task.name))
+            kinds.append(OutputFile(folder, ".png", _depth(task.name), note=_beyond(task.name)))
+        elif word == "ply" and task.kind is Kind.DEPTH:
+            kinds.append(OutputFile(f"{folder}_ply", ".ply", _cloud(task.name, camera), note=camera.note))
         elif word == "normals" and task.kind is Kind.NORMALS:
             kinds.append(OutputFile(folder, ".png", _normals(task.name)))
         elif word == "uncertainty":
@@ -220,6 +230,15 @@ def _labels(task: Segmentation) -> Callable[[Prediction], bytes]:
 
 def _depth(name: str) -> Callable[[Prediction], bytes]:
     return lambda prediction: depth_bytes(prediction[name][0].numpy())
+
+
+def _beyond(name: str) -> Callable[[Prediction], str]:
+    told = f"depth beyond {FARTHEST} m is written as that (--save arrays keeps it)"
+    return lambda prediction: told if float(prediction[name].max()) > FARTHEST else ""
+
+
+def _cloud(name: str, camera: AssumedCamera) -> Callable[[Prediction], bytes]:
+    return lambda prediction: prediction_ply(prediction, camera.of(prediction), name)
 
 
 def _normals(name: str) -> Callable[[Prediction], bytes]:

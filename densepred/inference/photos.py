@@ -13,6 +13,7 @@ from torch import Tensor
 
 from densepred.data.images import read_bytes, refuse_damage, unreadable
 from densepred.errors import DataError
+from densepred.inference.cameras import film_focal
 
 _ORIENTATION = 0x0112
 _PAPER = 255
@@ -26,11 +27,13 @@ class Photo(NamedTuple):
         image: (C, H, W), uint8, or float32 in [0, 1] where the picture has more than 8 bits.
         name: Of its file; empty without one.
         notes: What was done to it, for people.
+        focal_on_film: As its EXIF data tell, see `film_focal`; 0 where they don't.
     """
 
     image: Tensor
     name: str = ""
     notes: tuple[str, ...] = ()
+    focal_on_film: float = 0.0
 
 
 def read_photo(source: Any, channels: int = 3) -> Photo:
@@ -50,8 +53,8 @@ def read_photo(source: Any, channels: int = 3) -> Photo:
     """
     if isinstance(source, str | Path):
         path = Path(source).expanduser()
-        pixels, notes = _from_file(path)
-        return _photo(pixels, channels, path.name, notes, str(path))
+        pixels, notes, focal = _from_file(path)
+        return _photo(pixels, channels, path.name, notes, str(path))._replace(focal_on_film=focal)
     if isinstance(source, Image.Image):
         return _from_pillow(source, channels)
     if isinstance(source, Tensor):
@@ -72,10 +75,10 @@ def _from_pillow(picture: Image.Image, channels: int) -> Photo:
     except Exception as error:  # pixels are read now: damaged files make Pillow raise anything
         where = getattr(picture, "filename", "") or "The image"
         raise DataError(f"{where}: cannot be read: {str(error) or type(error).__name__}.") from error
-    return _photo(pixels, channels, "", notes)
+    return _photo(pixels, channels, "", notes)._replace(focal_on_film=film_focal(picture))
 
 
-def _from_file(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
+def _from_file(path: Path) -> tuple[np.ndarray, tuple[str, ...], float]:
     if os.path.isdir(path):  # Path.is_dir raises where a name is too long
         raise DataError(f"{path} is a folder; expected a picture's file.")
     content = read_bytes(path)
@@ -83,8 +86,9 @@ def _from_file(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
     try:
         with Image.open(io.BytesIO(content)) as header:
             orientation = header.getexif().get(_ORIENTATION, 1)
+            focal = film_focal(header)
             if header.mode in {"P", "1", "PA", "CMYK", "YCbCr", "LAB", "HSV"} or getattr(header, "n_frames", 1) > 1:
-                return np.asarray(_plain(ImageOps.exif_transpose(header))), _turned(orientation)
+                return np.asarray(_plain(ImageOps.exif_transpose(header))), _turned(orientation), focal
     except Exception as error:  # damaged files make Pillow raise anything
         raise DataError(unreadable(path, str(error) or type(error).__name__)) from error
     # Pillow has no colour pictures of 16 bits
@@ -98,7 +102,7 @@ def _from_file(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
     if pixels.ndim == 3:
         order = cv2.COLOR_BGRA2RGBA if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB
         pixels = cv2.cvtColor(pixels, order) if pixels.shape[2] in (3, 4) else pixels
-    return _upright(pixels, orientation), _turned(orientation)
+    return _upright(pixels, orientation), _turned(orientation), focal
 
 
 def _plain(image: Image.Image) -> Image.Image:

@@ -1,21 +1,15 @@
 """Depth as a coloured point cloud: a .ply file that MeshLab, CloudCompare, Blender and Open3D open."""
 
-import math
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image
 
 from densepred.data.atomic import whole_file
 from densepred.errors import ConfigurationError, DataError
-from densepred.geometry import Floats, intrinsics_matrix, unproject
+from densepred.geometry import unproject
+from densepred.inference.cameras import UNKNOWN_CAMERA
 from densepred.inference.prediction import Prediction
 from densepred.sample import Kind, valid_depth
-
-FIELD_OF_VIEW = 60.0
-"""Degrees along the longer side, where nothing is known of a camera: a phone's or a Kinect's, to a tenth or so."""
-
-_FILM_DIAGONAL = math.hypot(24, 36)
 
 
 def write_ply(
@@ -45,6 +39,7 @@ def write_ply(
     Example:
         >>> from tempfile import mkdtemp
         >>> wall = np.full((3, 4), 2.0, np.float32)
+        >>> from densepred.inference.cameras import default_intrinsics
         >>> path = Path(mkdtemp()) / "wall.ply"
         >>> write_ply(path, wall, default_intrinsics((3, 4)), np.zeros((3, 4, 3), np.uint8))
         12
@@ -60,8 +55,8 @@ def prediction_ply(prediction: Prediction, intrinsics: np.ndarray | None = None,
 
     Args:
         prediction: Of a network with a task of depth.
-        intrinsics: K of the picture at its own size; None takes `default_intrinsics`, with which the cloud's width and
-            height are right only as far as that guess is.
+        intrinsics: K of the picture at its own size; None takes that of its EXIF data, or else `default_intrinsics`,
+            with which the cloud's width and height are right only as far as that guess is.
         task: The name of the task of depth; the first one's by default.
 
     Raises:
@@ -75,7 +70,7 @@ def prediction_ply(prediction: Prediction, intrinsics: np.ndarray | None = None,
     depth = prediction[name][0].float().numpy()
     of_normals = [one.name for one in prediction.tasks if one.kind is Kind.NORMALS]
     normals = prediction[of_normals[0]].float().numpy().transpose(1, 2, 0) if of_normals else None
-    known = default_intrinsics((depth.shape[0], depth.shape[1])) if intrinsics is None else intrinsics
+    known = UNKNOWN_CAMERA.of(prediction) if intrinsics is None else intrinsics
     return ply_bytes(depth, known, prediction.shown_image().numpy().transpose(1, 2, 0), normals)
 
 
@@ -108,49 +103,6 @@ def ply_bytes(depth: np.ndarray, intrinsics: np.ndarray, image: np.ndarray, norm
         "end_header\n",
     ]
     return "\n".join(header).encode("ascii") + vertices.tobytes()
-
-
-def default_intrinsics(size: tuple[int, int], field_of_view: float = FIELD_OF_VIEW) -> Floats:
-    """K of a camera of which nothing is known: square pixels, the optical axis in the middle.
-
-    Args:
-        size: (height, width) of the picture.
-        field_of_view: Degrees along its longer side.
-
-    Raises:
-        ConfigurationError: If the angle is not between 0 and 180 degrees.
-
-    Example:
-        >>> default_intrinsics((480, 640), field_of_view=90)[:2].tolist()
-        [[320.0, 0.0, 319.5], [0.0, 320.0, 239.5]]
-    """
-    if not 0 < field_of_view < 180:
-        raise ConfigurationError(f"field of view: expected degrees between 0 and 180, got {field_of_view}.")
-    return _centred(max(size) / 2 / math.tan(math.radians(field_of_view) / 2), size)
-
-
-def photo_intrinsics(path: str | Path, size: tuple[int, int]) -> Floats | None:
-    """K of a photo from the focal length in its EXIF data; None where they don't tell one.
-
-    The length that an equal view would need on film of 24 x 36 mm, scaled by the diagonals as CIPA DC-008 (Exif)
-    defines it. It is a whole number of millimetres, so good to a few per cent; a photo that was cropped afterwards
-    tells a wrong one.
-
-    Args:
-        path: The photo.
-        size: (height, width) of the picture, upright.
-    """
-    try:
-        with Image.open(path) as photo:
-            told = photo.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.FocalLengthIn35mmFilm, 0)
-        millimetres = float(told)
-    except (OSError, ValueError, TypeError, SyntaxError):
-        return None
-    return _centred(millimetres / _FILM_DIAGONAL * math.hypot(*size), size) if millimetres > 0 else None
-
-
-def _centred(focal: float, size: tuple[int, int]) -> Floats:
-    return intrinsics_matrix(focal, focal, (size[1] - 1) / 2, (size[0] - 1) / 2)
 
 
 def _check(depth: np.ndarray, intrinsics: np.ndarray, image: np.ndarray, normals: np.ndarray | None) -> None:

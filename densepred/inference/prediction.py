@@ -24,6 +24,7 @@ class Prediction:
         evidence: On request, by task name (planes, H, W): probabilities of the classes, logarithms of metres, mean
             vectors.
         uncertainty: On request, by task name and measure (1, H, W), see `Uncertainty`.
+        focal_on_film: Of the camera, as the photo's EXIF data tell, see `film_focal`; 0 where they don't.
 
     Example:
         >>> from densepred.tasks.depth import Depth
@@ -40,6 +41,7 @@ class Prediction:
     notes: tuple[str, ...] = ()
     evidence: dict[str, Tensor] = field(default_factory=dict, repr=False)
     uncertainty: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)
+    focal_on_film: float = 0.0
 
     def __getitem__(self, task: str) -> Tensor:
         """The values of one task."""

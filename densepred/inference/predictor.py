@@ -233,6 +233,7 @@ class Predictor:
                 (*photo.notes, *self.notes),
                 {name: value[index] for name, value in found.items()},
                 {name: {key: value[index] for key, value in part.items()} for name, part in spread.items()},
+                photo.focal_on_film,
             )
             for index, photo in enumerate(photos)
         ]

@@ -10,6 +10,7 @@ from typing import Any
 from densepred.data.atomic import whole_file
 from densepred.errors import ConfigurationError
 from densepred.inference.bulk import BulkOptions
+from densepred.inference.cameras import UNKNOWN_CAMERA, AssumedCamera
 from densepred.inference.options import InferenceOptions
 from densepred.recipe import recipe
 
@@ -17,7 +18,11 @@ NAME = "predict.json"
 
 
 def settings_of(
-    networks: Sequence[Path | str], options: InferenceOptions, notes: Sequence[str], bulk: BulkOptions
+    networks: Sequence[Path | str],
+    options: InferenceOptions,
+    notes: Sequence[str],
+    bulk: BulkOptions,
+    camera: AssumedCamera = UNKNOWN_CAMERA,
 ) -> dict[str, Any]:
     """The settings of a run, as plain values.
 
@@ -26,13 +31,16 @@ def settings_of(
         options: How the network is asked.
         notes: What is done to every picture.
         bulk: How many pictures are predicted.
+        camera: What point clouds take for the camera.
     """
     named = [
         {"file": str(network), "blake2b": digest(network)} if isinstance(network, Path) else {"name": network}
         for network in networks
     ]
     plain = {field.name: recipe(getattr(options, field.name)) for field in fields(options)}
-    return {"networks": named, "pictures": list(notes), **plain, "half": bulk.half, "every": bulk.every}
+    assumed = {field.name: getattr(camera, field.name) for field in fields(camera)}
+    cloud = {"camera": assumed if camera != UNKNOWN_CAMERA else None}  # None: as folders that don't tell it
+    return {"networks": named, "pictures": list(notes), **plain, "half": bulk.half, "every": bulk.every, **cloud}
 
 
 def digest(file: Path) -> str:
