@@ -19,12 +19,13 @@ from densepred.hyperparameters import Remembering
 from densepred.network import AUXILIARY, DenseNetwork
 from densepred.parameter_groups import OptimizerFactory, RateScales, linear_scaling, optimizer_over
 from densepred.random_states import all_random_states, set_random_state
+from densepred.refine.base import Refiner
 from densepred.resume import continue_after_epoch, keep_configured_rates, keep_on_the_curve
 from densepred.sample import Kind, counted, pad_planes
 from densepred.schedules import planned_steps
 from densepred.starting_weights import load_fitting
 from densepred.tasks.base import Batch, Task
-from densepred.tasks.names import check_names, missing_names
+from densepred.tasks.names import check_names, missing_names, refined_tasks
 from densepred.tasks.scores import Scores
 from densepred.torchvision_weights import load_torchvision_segmentation
 
@@ -54,6 +55,8 @@ class DensePredictor(Remembering):
         auxiliary: Builds a second decoder for each task on all maps but the coarsest, used in training only.
         auxiliary_depth: How many auxiliary decoders; the k-th sees all maps but the k coarsest (deep supervision).
         auxiliary_weight: Factor of the auxiliary losses.
+        refine: Sees the image and the planes of label tasks, and makes better ones of them, in training and in
+            evaluation: a dense CRF, or one that is trained with the network (`CRFAsRNN`). Others are left as they are.
         balance: Weighs the tasks' losses, auxiliary ones included, against each other while they train; each task's own
             weight stands before what it gives them. None leaves it at the tasks' own weights.
         optimizer: Builds the optimizer from parameters; AdamW with learning rate 3e-4 and weight decay 0.01 by default.
@@ -77,7 +80,8 @@ class DensePredictor(Remembering):
         returns: predictions by task name: labels (B, H, W), metres (B, 1, H, W), unit vectors (B, 3, H, W).
 
     Raises:
-        ConfigurationError: If two tasks share a name, a name cannot be used, or the classes differ from the data's.
+        ConfigurationError: If two tasks share a name, a name cannot be used, or the classes differ from the data's; if
+            `refine` finds no labels to refine, or not as many as it is made for.
 
     Example:
         >>> import torch
@@ -98,6 +102,7 @@ class DensePredictor(Remembering):
         auxiliary: DecoderFactory | None = None,
         auxiliary_depth: int = 1,
         auxiliary_weight: float = 0.4,
+        refine: Refiner | None = None,
         balance: Balance | None = None,
         optimizer: OptimizerFactory | None = None,
         lr_scheduler: SchedulerFactory | None = None,
@@ -115,7 +120,9 @@ class DensePredictor(Remembering):
         check_names([task.name for task in tasks])
         self.tasks = nn.ModuleList(tasks)
         channels = {task.name: task.out_channels for task in tasks}
-        self.network = DenseNetwork(encoder, decoder, channels, share_decoder, auxiliary, auxiliary_depth)
+        self.network = DenseNetwork(
+            encoder, decoder, channels, share_decoder, auxiliary, auxiliary_depth, refine, refined_tasks(tasks, refine)
+        )
         if weights is not None:
             load_torchvision_segmentation(self.network, weights)
         if init_from is not None:
@@ -142,7 +149,7 @@ class DensePredictor(Remembering):
         """One batch to the sum of the tasks' losses, as their weights and the balance have it."""
         image = batch["image"]
         maps = branch(self.network.maps(image))
-        planes = self.network.planes_from(maps, (image.shape[-2], image.shape[-1]))
+        planes = self.network.refined(self.network.planes_from(maps, (image.shape[-2], image.shape[-1])), image)
         step = self._losses("train", planes, batch, maps)
         self.step_losses = step if self._trainer is not None else None
         if self.balance is None:

@@ -1,14 +1,17 @@
 """Encoder and decoders joined: a plain nn.Module, exportable, without Lightning."""
 
+from collections.abc import Sequence
 from typing import cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from densepred.blocks import full_precision
 from densepred.decoders.base import DecoderFactory
 from densepred.encoders.base import Encoder
 from densepred.errors import ConfigurationError
 from densepred.features import FeatureSpec
+from densepred.refine.base import Refiner
 from densepred.sample import Kind, pad_planes
 
 AUXILIARY = "auxiliary"
@@ -30,6 +33,9 @@ class DenseNetwork(nn.Module):
             arXiv:1612.01105; torchvision's `aux_classifier`). It runs in training only.
         auxiliary_depth: How many such decoders: the k-th sees all maps but the k coarsest. More than one is deep
             supervision (Lee et al. Deeply-Supervised Nets. AISTATS 2015. arXiv:1409.5185).
+        refine: Sees the image and planes of labels, upsampled to its size, and makes better ones of them: a dense CRF.
+            Auxiliary planes are left as they are.
+        refined: Names of the tasks whose planes it gets; all, where it is empty.
 
     Shape:
         image: (B, C, H, W), uint8 or floating point in [0, 1], above 32 pixels a side.
@@ -37,8 +43,8 @@ class DenseNetwork(nn.Module):
             under `<task>/auxiliary` (the further ones under `<task>/auxiliary2`, ...).
 
     Raises:
-        ConfigurationError: If the encoder yields too few maps for the auxiliary decoders; if an image has 32 pixels a
-            side or fewer.
+        ConfigurationError: If the encoder yields too few maps for the auxiliary decoders; if the refiner is made for
+            another number of labels; if an image has 32 pixels a side or fewer.
     """
 
     def __init__(
@@ -49,6 +55,8 @@ class DenseNetwork(nn.Module):
         share_decoder: bool = False,
         auxiliary: DecoderFactory | None = None,
         auxiliary_depth: int = 1,
+        refine: Refiner | None = None,
+        refined: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -65,6 +73,11 @@ class DenseNetwork(nn.Module):
                 )
             specs = [encoder.spec.without_coarsest(k) for k in range(1, auxiliary_depth + 1)]
             self.auxiliary_decoders = nn.ModuleList(self._build(auxiliary, spec) for spec in specs)
+        self.refine = refine
+        self.refined_tasks = tuple(refined or out_channels) if refine is not None else ()
+        if refine is not None:
+            for name in self.refined_tasks:
+                refine.check(name, out_channels[name])
 
     def _build(self, decoder: DecoderFactory, spec: FeatureSpec) -> nn.ModuleDict:
         if self.share_decoder:
@@ -80,9 +93,9 @@ class DenseNetwork(nn.Module):
     def planes(self, image: Tensor) -> dict[str, Tensor]:
         """Raw planes at the decoder's own stride, covering the image padded to the encoder's `multiple`.
 
-        In training there are the auxiliary decoder's too, under `<task>/auxiliary`.
+        In training there are the auxiliary decoder's too, under `<task>/auxiliary`. Refined planes have stride 1.
         """
-        return self.planes_from(self.maps(image), (image.shape[-2], image.shape[-1]))
+        return self.refined(self.planes_from(self.maps(image), (image.shape[-2], image.shape[-1])), image)
 
     def maps(self, image: Tensor) -> list[Tensor]:
         """The encoder's maps of the image padded to its `multiple`."""
@@ -96,7 +109,7 @@ class DenseNetwork(nn.Module):
         return maps
 
     def planes_from(self, maps: list[Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
-        """As `planes`, from the maps of an image of that size."""
+        """As `planes`, from the maps of an image of that size, and not refined."""
         planes = self._decode(self.decoders, maps)
         if self.training and self.auxiliary_decoders is not None:
             for k, decoders in enumerate(self.auxiliary_decoders, start=1):
@@ -105,6 +118,20 @@ class DenseNetwork(nn.Module):
         # planes of stride 1 may go beyond an image whose encoder sets its own sizes; others end with the padded image
         height, width = self.padded_size(*size)
         return {name: value[..., :height, :width] for name, value in planes.items()}
+
+    def refined(self, planes: dict[str, Tensor], image: Tensor) -> dict[str, Tensor]:
+        """The planes of an image, those of `refined_tasks` refined."""
+        if self.refine is None:
+            return planes
+        height, width = image.shape[-2:]
+        size = self.padded_size(height, width)
+        refined = dict(planes)
+        for name in self.refined_tasks:
+            scores = F.interpolate(full_precision(planes[name]), size=size, mode="bilinear", align_corners=False)
+            # what was padded is no part of the image, and nobody looks at the zeros that come back there
+            answer = self.refine.planes(scores[..., :height, :width], image)
+            refined[name] = F.pad(answer, (0, size[1] - width, 0, size[0] - height))
+        return refined
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
         """The size that planes of an image of this size cover."""

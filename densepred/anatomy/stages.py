@@ -1,15 +1,18 @@
 """A network's stages in the order in which they run: sizes, channels, parameters, operations, memory."""
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from densepred.encoders.stages import tensors_in
 from densepred.network import DenseNetwork
+from densepred.refine.base import Refiner
 
 
 @dataclass
@@ -62,7 +65,23 @@ def trace(network: DenseNetwork, image: Tensor) -> list[Stage]:
             for name, decoder in decoders.named_children():
                 planes = decoder(features[: len(features) - unseen])
                 stages += watch.decoder_stages(f"{kind} {name}", planes)
+        if network.refine is not None:
+            stages += _refined(network, network.refine, image, features, watch)
     return stages
+
+
+def _refined(
+    network: DenseNetwork, refine: Refiner, image: Tensor, features: list[Tensor], watch: "_Watch"
+) -> Iterator[Stage]:
+    """The refiner's stage for each task that it refines."""
+    size = (image.shape[-2], image.shape[-1])
+    planes = network.planes_from(features, size)
+    for name in network.refined_tasks:
+        scores = F.interpolate(planes[name], size=size, mode="bilinear", align_corners=False)
+        watch._take_calls([])  # what made the planes has its lines already
+        (stage,) = watch.decoder_stages(f"refine {name}", refine.planes(scores, image))
+        stage.parameters = sum(p.numel() for p in refine.parameters() if p.requires_grad)
+        yield stage
 
 
 class _Call(NamedTuple):

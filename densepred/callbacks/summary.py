@@ -33,6 +33,8 @@ def network_table(network: DenseNetwork) -> str:
     if network.auxiliary_decoders is not None:
         for decoders in network.auxiliary_decoders:
             parts += [(f"auxiliary {name}", decoder) for name, decoder in decoders.named_children()]
+    if network.refine is not None:
+        parts.append(("refine", network.refine))
     rows = [(f"{what}: {type(part).__name__}", part) for what, part in parts]
     lines = [f"{'network':<44}{'parameters':>14}{'trained':>14}"]
     for what, part in [*rows, ("all", network)]:

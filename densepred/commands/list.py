@@ -15,6 +15,7 @@ from densepred.errors import ConfigurationError
 KINDS = {
     "encoders": "Encoder",
     "decoders": "Decoder",
+    "refine": "Refiner",
     "tasks": "Task",
     "losses": "Loss",
     "balance": "Balance",

@@ -12,9 +12,17 @@ from densepred.errors import ConfigurationError
 from densepred.inference.safetensors_file import read_stored
 from densepred.network import DenseNetwork
 from densepred.recipe import rebuilt, refuse_foreign
+from densepred.refine.base import Refiner
 from densepred.tasks.base import Task
+from densepred.tasks.names import refined_tasks
 
-_ARGUMENTS: dict[str, Any] = {"encoder": Encoder, "decoder": DecoderFactory, "tasks": Task, "auxiliary": DecoderFactory}
+_ARGUMENTS: dict[str, Any] = {
+    "encoder": Encoder,
+    "decoder": DecoderFactory,
+    "tasks": Task,
+    "auxiliary": DecoderFactory,
+    "refine": Refiner,
+}
 _OPTIONS = ("share_decoder", "auxiliary_depth")
 
 
@@ -41,7 +49,8 @@ def load_network(file: str | Path, allow: Sequence[str] = ()) -> tuple[DenseNetw
     refuse_foreign(plain, str(path), allow)
     parts = {name: rebuilt(value, name, _ARGUMENTS.get(name, Any)) for name, value in plain.items()}
     tasks = cast(list[Task], parts.pop("tasks"))
-    network = DenseNetwork(out_channels={task.name: task.out_channels for task in tasks}, **parts)
+    channels = {task.name: task.out_channels for task in tasks}
+    network = DenseNetwork(out_channels=channels, refined=refined_tasks(tasks, parts.get("refine")), **parts)
     _load(path, checkpoint["state_dict"], {"network": network, "tasks": nn.ModuleList(tasks)})
     for task in tasks:
         task.eval()

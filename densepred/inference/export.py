@@ -42,6 +42,9 @@ class DeployedNetwork(nn.Module):
         returns: by name: labels (B, H, W), metres (B, 1, H, W), unit vectors (B, 3, H, W); what `also` adds is
             (B, planes, H, W).
 
+    Raises:
+        ConfigurationError: If `also` asks for something else, or the network has a refiner.
+
     Example:
         >>> from densepred.decoders.fcn import FCNDecoder
         >>> from densepred.encoders.resnet import ResNetEncoder
@@ -56,6 +59,12 @@ class DeployedNetwork(nn.Module):
         super().__init__()
         if unknown := set(also) - {"evidence", "planes"}:
             raise ConfigurationError(f"also: {', '.join(sorted(unknown))}; expected evidence or planes.")
+        if network.refine is not None:
+            raise ConfigurationError(
+                f"{type(network.refine).__name__} cannot be exported: how large its lattice is depends on the colours "
+                "of each image, which a graph cannot follow. Export with --format safetensors (densepred reads it), or "
+                "the network without it (network.refine = None), and refine the probabilities where it runs."
+            )
         # what runs in training alone is neither traced nor stored
         self.network = copy.deepcopy(network).cpu().float().eval().requires_grad_(False)
         self.network.auxiliary_decoders = None

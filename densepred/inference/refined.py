@@ -8,7 +8,6 @@ from torch import Tensor
 from densepred.errors import ConfigurationError
 from densepred.inference.evidence import Evidence
 from densepred.refine.dense_crf import DenseCRF
-from densepred.tasks.base import Task
 
 _LEAST = 1e-5
 """Probabilities are at least this before their logarithm, as pydensecrf has it: a CRF can overrule what was sure."""
@@ -32,7 +31,7 @@ class CRFRefined(Evidence):
 
     def __init__(self, evidence: Evidence, crf: DenseCRF) -> None:
         super().__init__(evidence.tasks)
-        if not any(_refinable(task) for task in evidence.tasks):
+        if not any(task.refinable for task in evidence.tasks):
             raise ConfigurationError(
                 f"A dense CRF refines labels; the tasks are {', '.join(task.name for task in evidence.tasks)}, of "
                 "which none has labels that exclude each other. Leave the CRF out."
@@ -44,7 +43,7 @@ class CRFRefined(Evidence):
         """Refined evidence by task name."""
         evidence = self.evidence(image)
         return {
-            task.name: self._refined(evidence[task.name], image) if _refinable(task) else evidence[task.name]
+            task.name: self._refined(evidence[task.name], image) if task.refinable else evidence[task.name]
             for task in self.tasks
         }
 
@@ -62,7 +61,3 @@ class CRFRefined(Evidence):
         both = torch.cat([1 - probabilities, probabilities], dim=1) if single else probabilities
         refined: Tensor = self.crf(both.clamp(min=_LEAST).log(), image)
         return refined[:, 1:] if single else refined
-
-
-def _refinable(task: Task) -> bool:
-    return task.distribution == "exclusive" or (task.distribution == "independent" and task.out_channels == 1)

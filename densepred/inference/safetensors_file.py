@@ -86,6 +86,7 @@ def _described(network: DenseNetwork, tasks: Sequence[Task]) -> dict[str, Any]:
         "decoder": _factory(decoder),
         "tasks": recipe(list(tasks), "tasks"),
         "share_decoder": network.share_decoder,
+        "refine": recipe(network.refine, "refine"),
     }
     return without_starting_weights(plain)
 

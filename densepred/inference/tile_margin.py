@@ -36,7 +36,7 @@ def exact_margin(evidence: Evidence) -> int:
     # found by gradients, which whoever predicts has switched off
     with torch.inference_mode(False), torch.enable_grad():
         sides = theoretical_receptive_fields(evidence.network)
-    if None in sides:
+    if None in sides or evidence.network.refine is not None:
         raise ConfigurationError(
             "The network looks at the whole image (it pools or attends over all of it), so that no tile can tell what "
             "the image would. Blend tiles instead (Tiled without a margin)."

@@ -13,6 +13,9 @@ class CRFAsRNN(DenseCRF):
     by the compatibility matrix and subtracted from the scores. It starts as the Potts model: diagonals `smooth_weight`
     and `weight`, and minus the identity. The kernels' widths are fixed.
 
+    As `refine` of a network it is trained with it, end to end. Its matrices want far larger steps than the network that
+    it stands behind: `lr_scales: {"refine.*_weights": 10000, "refine.compatibility": 1000}` are the authors'.
+
     Args:
         classes: Number of labels.
         smooth: See `DenseCRF`.
@@ -29,8 +32,7 @@ class CRFAsRNN(DenseCRF):
 
     Reference:
         Zheng, Jayasumana, Romera-Paredes, Vineet, Su, Du, Huang, Torr. Conditional Random Fields as Recurrent Neural
-        Networks. ICCV 2015. arXiv:1502.03240 (3 * classes^2 parameters; learning rates of the kernels' matrices 10^4
-        and of the compatibility 10^3 times the network's).
+        Networks. ICCV 2015. arXiv:1502.03240 (3 * classes^2 parameters).
 
     Example:
         >>> sum(p.numel() for p in CRFAsRNN(21).parameters())
@@ -51,6 +53,7 @@ class CRFAsRNN(DenseCRF):
     ) -> None:
         # the matrices weigh the kernels
         super().__init__(smooth, 1.0, near, colour, 1.0, iterations, normalisation)
+        self.labels = classes
         self.test_iterations = test_iterations
         self.smooth_weights = nn.Parameter(smooth_weight * torch.eye(classes))
         self.appearance_weights = nn.Parameter(weight * torch.eye(classes))

@@ -5,11 +5,12 @@ from functools import lru_cache
 from typing import Literal, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from densepred.blocks import full_precision
 from densepred.errors import ConfigurationError
-from densepred.recipe import Recorded
+from densepred.losses.masked import without_autocast
+from densepred.refine.base import Refiner
 from densepred.refine.permutohedral import PermutohedralFilter
 
 Normalisation = Literal["symmetric", "after", "before", "none"]
@@ -38,7 +39,7 @@ _LONG = 16
 """From so many labels on torch's softmax is the faster one."""
 
 
-class DenseCRF(Recorded, nn.Module):
+class DenseCRF(Refiner):
     """Mean-field inference in a conditional random field in which every pixel is joined to every other one.
 
     The energy of labels x is the sum of -log P(x_i) and, for all pairs of pixels with different labels, of
@@ -127,6 +128,16 @@ class DenseCRF(Recorded, nn.Module):
 
     def forward(self, scores: Tensor, image: Tensor) -> Tensor:
         """Probabilities of labels."""
+        with without_autocast(scores):
+            return self._probable(scores, image)
+
+    def refined(self, scores: Tensor, image: Tensor) -> Tensor:
+        """Scores whose softmax the probabilities are, of all labels, to train on."""
+        with without_autocast(scores):
+            rows, kernels = self._rows(scores, image), self._kernels(image, scores)
+            return _planes(self._iterated(rows, _probabilities(rows), kernels, self.steps(), _themselves), scores)
+
+    def _probable(self, scores: Tensor, image: Tensor) -> Tensor:
         rows, kernels = self._rows(scores, image), self._kernels(image, scores)
         labels, steps, q = None, self.steps(), _probabilities(rows)
         if self.negligible and steps > 1:
@@ -138,11 +149,6 @@ class DenseCRF(Recorded, nn.Module):
         if labels is not None:
             found = found.new_zeros(len(found), scores.shape[1]).index_copy(1, labels, found)
         return _planes(found, scores)
-
-    def refined(self, scores: Tensor, image: Tensor) -> Tensor:
-        """Scores whose softmax the probabilities are, of all labels, to train on."""
-        rows, kernels = self._rows(scores, image), self._kernels(image, scores)
-        return _planes(self._iterated(rows, _probabilities(rows), kernels, self.steps(), _themselves), scores)
 
     def joined(self, messages: list[Tensor]) -> Tensor:
         """What is added to the scores: the kernels' messages (rows, labels), which have their weights already."""

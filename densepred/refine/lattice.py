@@ -39,18 +39,29 @@ def build_lattice(features: Tensor) -> Lattice:
         features: (B, d, N), each dimension already divided by the width of the kernel in it. The data of the B images
             share no lattice points; P is B * N.
 
+    On the meta device, where features have no values, it is the largest that there can be: a point for each corner.
+
     Raises:
         ConfigurationError: If features are so far apart that lattice points cannot be numbered.
 
     Reference:
         Adams, Baek, Davis. Fast High-Dimensional Filtering Using the Permutohedral Lattice. Eurographics 2010.
     """
+    if features.is_meta:
+        return _largest(features)
     cells, rank, offset = _nearest(_elevated(features))
     weights = _barycentric(rank, offset)
     keys, radices, count = _keys(cells, rank, features.shape[0])
     numbers = _numbering(keys, count)
     neighbours = _neighbours(numbers.used, radices, numbers)
     return Lattice(numbers.of(keys), weights, neighbours)
+
+
+def _largest(features: Tensor) -> Lattice:
+    side, points = features.shape[1] + 1, features.shape[0] * features.shape[2]
+    weights = features.new_empty(side, points)
+    neighbours = weights.new_empty(side, side * points + 1, 3, dtype=torch.int32)
+    return Lattice(weights.int(), weights, neighbours)
 
 
 def _elevated(features: Tensor) -> Tensor:

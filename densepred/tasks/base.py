@@ -62,6 +62,11 @@ class Task(Recorded, nn.Module, ABC):
         self.loss = loss
         self.weight = weight
 
+    @property
+    def refinable(self) -> bool:
+        """Whether its planes say which one label holds, so that a dense CRF can refine them; a single plane may."""
+        return self.distribution == "exclusive" or (self.distribution == "independent" and self.out_channels == 1)
+
     @abstractmethod
     def activate(self, planes: Tensor) -> Tensor:
         """Planes (B, out_channels, H, W) to output of the same size."""

@@ -6,6 +6,7 @@ from typing import Literal
 from torch import nn
 
 from densepred.errors import ConfigurationError
+from densepred.refine.base import Refiner
 from densepred.tasks.base import Task
 from densepred.tasks.segmentation import Segmentation
 
@@ -34,6 +35,25 @@ def check_names(names: Sequence[str]) -> None:
                 f"Task name {name!r} {problem}. Expected different names of letters, digits and underscores, other "
                 f"than {', '.join(_TAKEN)}; got {', '.join(map(repr, names))}."
             )
+
+
+def refined_tasks(tasks: Sequence[Task], refine: Refiner | None) -> list[str]:
+    """Names of the tasks whose planes a refiner gets: labels of which one holds at each pixel.
+
+    Raises:
+        ConfigurationError: If there is a refiner, and nothing for it to refine.
+
+    Example:
+        >>> refined_tasks([Segmentation(3), Segmentation(2, name="tags", mode="multilabel")], None)
+        ['segmentation']
+    """
+    names = [task.name for task in tasks if task.refinable]
+    if refine is not None and not names:
+        raise ConfigurationError(
+            f"refine: {type(refine).__name__} refines labels; the tasks are {', '.join(task.name for task in tasks)}, "
+            "of which none has labels that exclude each other. Leave `refine` out."
+        )
+    return names
 
 
 def missing_names(task: Task, expected: list[str], data: str) -> list[str] | None:
