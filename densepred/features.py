@@ -42,6 +42,11 @@ class FeatureSpec(NamedTuple):
             negative is outside). Empty where cell i of a map of stride s covers pixels [s*i, s*(i+1)), that is, for
             every encoder but those whose unpadded convolutions leave a margin around or eat the border. Only decoders
             that say so (`reads_origins`) read such maps; they crop by these numbers.
+        exits: Of an encoder on whose way answers can be given: how many channels of each map are there at each exit;
+            they are the first channels of the last maps, and the last exit has them all. Empty for every other encoder.
+        patches: Whether each cell of the one map describes a patch of the image by itself, or the whole image whatever
+            its size (one cell, whose stride means nothing), for fully connected layers. Only decoders that say so
+            (`reads_patches`) read such maps.
 
     Example:
         >>> spec = FeatureSpec(channels=(64, 256), strides=(4, 8))
@@ -54,12 +59,16 @@ class FeatureSpec(NamedTuple):
     channels: tuple[int, ...]
     strides: tuple[int, ...]
     origins: tuple[float, ...] = ()
+    exits: tuple[tuple[int, ...], ...] = ()
+    patches: bool = False
 
     def without_coarsest(self, count: int) -> "FeatureSpec":
-        """What is left of the maps without the `count` coarsest."""
+        """What is left of the last maps without the `count` coarsest."""
         left = max(len(self.strides) - count, 0)
         return FeatureSpec(self.channels[:left], self.strides[:left], self.origins[:left])
 
     def __repr__(self) -> str:
         places = f", origins={self.origins}" if self.origins else ""
-        return f"FeatureSpec(channels={self.channels}, strides={self.strides}{places})"
+        exits = f", exits={self.exits}" if self.exits else ""
+        patches = ", patches=True" if self.patches else ""
+        return f"FeatureSpec(channels={self.channels}, strides={self.strides}{places}{exits}{patches})"

@@ -16,7 +16,7 @@ from densepred.balance.task_losses import TaskLosses, branch
 from densepred.decoders.base import DecoderFactory
 from densepred.encoders.base import Encoder
 from densepred.hyperparameters import Remembering
-from densepred.network import AUXILIARY, DenseNetwork
+from densepred.network import AUXILIARY, EXIT, DenseNetwork
 from densepred.parameter_groups import OptimizerFactory, RateScales, linear_scaling, optimizer_over
 from densepred.random_states import all_random_states, set_random_state
 from densepred.refine.base import Refiner
@@ -36,7 +36,8 @@ class DensePredictor(Remembering):
     """Predicts labels, depth, normals, or any list of tasks, at every pixel of an image.
 
     The loss is the sum over tasks of `task.weight` times the task's loss; with an auxiliary decoder, plus
-    `auxiliary_weight` times the same on its planes; a `balance` multiplies each by a factor that it finds in training.
+    `auxiliary_weight` times the same on its planes; of a decoder with several exits, plus the same on the planes of
+    each; a `balance` multiplies each by a factor that it finds in training.
     Logged: `train/loss`, `train/<task>/loss`, `val/loss` and `val/<task>/<metric>` (`test/...` likewise), all without
     the balance's factors, which are in `train/<task>/weight`. Those of the training are handed over at the steps that
     the trainer logs and at the last of an epoch, as they are at that step.
@@ -196,9 +197,9 @@ class DensePredictor(Remembering):
         for task in self._tasks:
             self._log_loss(stage, f"{task.name}/loss", losses[task.name], batch)
             for key, extra in planes.items():
-                if key.startswith(f"{task.name}/{AUXILIARY}"):
-                    auxiliary = self.auxiliary_weight * task.loss_from_planes(extra, padded)
-                    losses[task.name] = losses[task.name] + auxiliary
+                if key.startswith((f"{task.name}/{AUXILIARY}", f"{task.name}/{EXIT}")):
+                    factor = 1.0 if key.startswith(f"{task.name}/{EXIT}") else self.auxiliary_weight
+                    losses[task.name] = losses[task.name] + factor * task.loss_from_planes(extra, padded)
         whole = TaskLosses(losses, {task.name: task.weight for task in self._tasks}, maps)
         self._log_loss(stage, "loss", whole.total, batch)
         return whole

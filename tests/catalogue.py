@@ -6,6 +6,7 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor, nn
 
+from densepred.decoders.anytime import AnytimeDecoder
 from densepred.decoders.aspp import ASPPDecoder
 from densepred.decoders.context import ContextDecoder
 from densepred.decoders.deconvnet import DeconvNetDecoder
@@ -25,6 +26,7 @@ from densepred.decoders.unet import UNetDecoder
 from densepred.decoders.upernet import UPerNetDecoder
 from densepred.encoders.base import Encoder
 from densepred.encoders.fcdensenet import FCDenseNetEncoder
+from densepred.encoders.msdnet import MSDNetEncoder
 from densepred.encoders.resnet import ResNetEncoder
 from densepred.encoders.segnet import SegNetBasicEncoder
 from densepred.encoders.timm import TimmEncoder
@@ -55,6 +57,7 @@ ENCODERS = {
     "unet unpadded": partial(UNetEncoder, widths=(4, 8, 12, 16, 24), padded=False, norm="none"),
     "fc-densenet": partial(FCDenseNetEncoder, **SMALL_DENSENET),
     "fc-densenet unpadded": partial(FCDenseNetEncoder, **SMALL_DENSENET, padded=False),
+    "msdnet": partial(MSDNetEncoder, blocks=(2, 1), growth=4, width=4),
     "segnet basic": partial(SegNetBasicEncoder, width=8),
     "squeezenet1_1": partial(TorchvisionEncoder, "squeezenet1_1"),
     "alexnet": partial(TorchvisionEncoder, "alexnet"),
@@ -102,6 +105,7 @@ DECODERS = {
     "PSPNet": partial(PSPNetDecoder, width=8),
     "UPerNet": partial(UPerNetDecoder, width=8),
     "pointwise": PointwiseDecoder,
+    "anytime": AnytimeDecoder,
 }
 
 SPEC = FeatureSpec((8, 8, 12, 16, 24), (2, 4, 8, 16, 32))
@@ -129,6 +133,9 @@ REFUSED = {
 PAIRS = [pair for pair in itertools.product(ENCODERS, DECODERS) if pair not in REFUSED]
 # these leave the coarsest map unread
 READ_THE_FINEST_ALONE = {"pointwise"}
+
+# each of the last maps comes by layers of its own, which are reached from no other one
+PARALLEL = {"msdnet"}
 
 
 class Remembered(Encoder):
@@ -205,7 +212,7 @@ def randomise_zeros(net: nn.Module) -> nn.Module:
 
 
 # a decoder that reads the coarsest map, for each encoder
-READERS = {"unet unpadded": "U-Net", "fc-densenet unpadded": "tiramisu"}
+READERS = {"msdnet": "anytime", "unet unpadded": "U-Net", "fc-densenet unpadded": "tiramisu"}
 
 
 @lru_cache(maxsize=1)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from densepred.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from densepred.decoders.anytime import AnytimeDecoder as AnytimeDecoder
     from densepred.decoders.aspp import ASPPDecoder as ASPPDecoder
     from densepred.decoders.base import Decoder as Decoder
     from densepred.decoders.base import DecoderFactory as DecoderFactory
@@ -32,6 +33,7 @@ __getattr__, __all__ = lazy_exports(
     __name__,
     {
         "ASPPDecoder": "aspp",
+        "AnytimeDecoder": "anytime",
         "ContextDecoder": "context",
         "DPTDecoder": "dpt",
         "Decoder": "base",

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from densepred.encoders.base import Encoder as Encoder
     from densepred.encoders.fcdensenet import FCDenseNetEncoder as FCDenseNetEncoder
     from densepred.encoders.loading import LoadReport as LoadReport
+    from densepred.encoders.msdnet import MSDNetEncoder as MSDNetEncoder
     from densepred.encoders.resnet import ResNetEncoder as ResNetEncoder
     from densepred.encoders.segnet import SegNetBasicEncoder as SegNetBasicEncoder
     from densepred.encoders.timm import TimmEncoder as TimmEncoder
@@ -27,6 +28,7 @@ __getattr__, __all__ = lazy_exports(
         "FCDenseNetEncoder": "fcdensenet",
         "FCNVGGEncoder": "vgg_fcn",
         "LoadReport": "loading",
+        "MSDNetEncoder": "msdnet",
         "ResNetEncoder": "resnet",
         "SegNetBasicEncoder": "segnet",
         "TimmEncoder": "timm",

@@ -1,7 +1,7 @@
 """What every encoder promises."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -77,3 +77,11 @@ class Encoder(Recorded, nn.Module, ABC):
     @abstractmethod
     def forward(self, image: Tensor) -> list[Tensor]:
         """A raw image to maps, finest first."""
+
+    def exits(self, image: Tensor) -> Iterator[list[Tensor]]:
+        """The maps at each exit, finest first; what lies behind an exit runs only when the next one is asked for.
+
+        The list is the encoder's own: whoever replaces its maps by those of some of the images goes on with these.
+        Without exits on the way there is one, the end.
+        """
+        yield self(image)

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 from densepred.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from densepred.inference.anytime import AnytimeEvidence as AnytimeEvidence
+    from densepred.inference.anytime import Budget as Budget
     from densepred.inference.augmented import TestTimeAugmentation as TestTimeAugmentation
     from densepred.inference.checkpoint import load_network as load_network
     from densepred.inference.dropout import MonteCarloDropout as MonteCarloDropout
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 __getattr__, __all__ = lazy_exports(
     __name__,
     {
+        "AnytimeEvidence": "anytime",
+        "Budget": "anytime",
         "CRFRefined": "refined",
         "Evidence": "evidence",
         "InferenceOptions": "options",

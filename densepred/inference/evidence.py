@@ -66,11 +66,15 @@ class NetworkEvidence(Evidence):
         super().__init__(tasks)
         self.network = network
 
+    def planes(self, image: Tensor) -> dict[str, Tensor]:
+        """The network's raw planes, by task name."""
+        return self.network.planes(image)
+
     def __call__(self, image: Tensor) -> dict[str, Tensor]:
         """Evidence by task name."""
         height, width = image.shape[-2:]
         size = self.network.padded_size(height, width)
-        planes = self.network.planes(image)
+        planes = self.planes(image)
         # cropped first: what follows is one pixel at a time
         return {
             task.name: task.evidence(task.activate(upsample(planes[task.name], size)[..., :height, :width]))
@@ -81,7 +85,7 @@ class NetworkEvidence(Evidence):
         """Predictions, without evidence at full resolution where the task can do without."""
         height, width = image.shape[-2:]
         size = self.network.padded_size(height, width)
-        planes = self.network.planes(image)
+        planes = self.planes(image)
         return {
             task.name: task.predict_from_planes(planes[task.name], size)[..., :height, :width] for task in self.tasks
         }

@@ -18,8 +18,8 @@ _NEGLIGIBLE = 0.01
 class InferenceOptions:
     """What is done around a network to answer for an image. The defaults ask it once, about the image as it is.
 
-    They are applied from the inside out: tiles, samples of dropout, sizes and mirror images, the shorter side, the
-    CRF.
+    They are applied from the inside out: the budget, tiles, samples of dropout, sizes and mirror images, the shorter
+    side, the CRF.
 
     Args:
         scales: Ask at these factors of the image's size, see `TestTimeAugmentation`.
@@ -31,6 +31,9 @@ class InferenceOptions:
         overlap: How far tiles overlap: a share of the tile below 1, or pixels; a quarter by default.
         short_side: Bring images to this shorter side first (pixels), see `Rescaled`.
         crf: Refine labels by a dense CRF with these published parameters, see `densepred.refine.dense_crf.PUBLISHED`.
+        budget: What each asking of a network with exits may cost: operations (0.5gmac) or time (200ms), see
+            `AnytimeEvidence`; every tile, size and mirror image has it anew, as every network of an ensemble has.
+        confidence: Leave such a network at the first exit that is so sure: one number, or one an exit but the last.
 
     Raises:
         ConfigurationError: If an option is out of its range.
@@ -45,11 +48,17 @@ class InferenceOptions:
     overlap: int | float | None = None
     short_side: int | None = None
     crf: Published | None = None
+    budget: str | None = None
+    confidence: tuple[float, ...] = ()
 
     def applied(self, evidence: Evidence) -> Evidence:
         """The evidence with all that is asked for around it; itself where nothing is."""
         if self.mc_dropout < 0:
             raise ConfigurationError(f"mc_dropout is {self.mc_dropout}; expected a number of samples, or 0.")
+        if self.budget is not None or self.confidence:
+            from densepred.inference.anytime import Budget, within
+
+            evidence = within(evidence, None if self.budget is None else Budget.parse(self.budget), self.confidence)
         evidence = self._tiled(evidence)
         if self.mc_dropout:
             evidence = MonteCarloDropout(evidence, self.mc_dropout)
