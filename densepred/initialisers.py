@@ -90,6 +90,26 @@ def shift_norms(module: nn.Module, shift: float) -> None:
             nn.init.constant_(layer.bias, shift)
 
 
+def initialise_as_torch7(module: nn.Module) -> None:
+    """Draws weights and biases of all convolutions inside `module` as Torch7 does: U(-a, a), a = 1 / sqrt(fan_in).
+
+    PyTorch's own default is the same for a convolution, but counts a transposed one's incoming connections by its
+    outgoing maps.
+
+    Example:
+        >>> layer = nn.ConvTranspose2d(100, 4, 3)
+        >>> initialise_as_torch7(layer)
+        >>> 0.03 < layer.weight.abs().max() <= 1 / 30
+        tensor(True)
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            bound = 1 / math.sqrt(layer.in_channels * math.prod(layer.kernel_size))
+            for values in (layer.weight, layer.bias):
+                if values is not None:
+                    nn.init.uniform_(values, -bound, bound)
+
+
 @torch.no_grad()
 def identity_(weight: Tensor, groups: int, spread: float = 0.0) -> Tensor:
     """A convolution that passes `groups` values on, for channels that repeat them: Yu & Koltun's initialisation.

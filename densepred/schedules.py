@@ -143,7 +143,7 @@ class Step(LambdaLR):
 
 
 class ExponentialDecay(LambdaLR):
-    """lr = base * factor ** floor(step / every): a staircase that ends where training does, not at a given rate.
+    """lr = base * max(floor, factor ** floor(step / every)): a staircase that ends where training does, or at a rate.
 
     Args:
         optimizer: Each group keeps its own base rate.
@@ -151,9 +151,12 @@ class ExponentialDecay(LambdaLR):
         factor: What the rate is multiplied by.
         every: After so many steps, again and again; for a paper's epochs the steps of one (images / batch size).
         warmup_steps: Steps of the linear rise to the base rate; the stairs stay where they are.
+        floor: Share of the base rate that it does not fall below.
 
     Reference:
         Jégou et al. The One Hundred Layers Tiramisu. CVPR Workshops 2017. arXiv:1611.09326 (0.995 an epoch).
+        Pohlen et al. Full-Resolution Residual Networks. CVPR 2017. arXiv:1611.08323; its release has 0.8 every 5000
+        steps, and a floor of 0.05.
 
     Example:
         >>> import torch
@@ -164,13 +167,55 @@ class ExponentialDecay(LambdaLR):
     """
 
     def __init__(
-        self, optimizer: Optimizer, total_steps: int, factor: float = 0.995, every: int = 1, warmup_steps: int = 0
+        self,
+        optimizer: Optimizer,
+        total_steps: int,
+        factor: float = 0.995,
+        every: int = 1,
+        warmup_steps: int = 0,
+        floor: float = 0.0,
     ) -> None:
         if factor <= 0 or every < 1:
             raise ConfigurationError(
                 f"ExponentialDecay: factor is {factor}, every {every}; expected a factor above 0, and 1 or more steps."
             )
-        super().__init__(optimizer, warmed_up(lambda step: factor ** (step // every), warmup_steps, total_steps))
+        if not 0 <= floor <= 1:
+            raise ConfigurationError(f"ExponentialDecay: floor is {floor}; expected a share of the base rate, 0 to 1.")
+
+        def decay(step: int) -> float:
+            return max(floor, factor ** (step // every))
+
+        super().__init__(optimizer, warmed_up(decay, warmup_steps, total_steps))
+
+
+class InverseDecay(LambdaLR):
+    """lr = base / (1 + decay * step): what Torch7's optimizers call `learningRateDecay`.
+
+    Args:
+        optimizer: Each group keeps its own base rate.
+        total_steps: Given by the trainer.
+        decay: After 1 / decay steps the rate has halved.
+        warmup_steps: Steps of the linear rise to the base rate; the curve stays where it is.
+
+    Raises:
+        ConfigurationError: If the decay is negative.
+
+    Reference:
+        Fourure et al. Residual Conv-Deconv Grid Network for Semantic Segmentation. BMVC 2017. arXiv:1707.07958 (5e-7 in
+        the release).
+
+    Example:
+        >>> import torch
+        >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+        >>> schedule = InverseDecay(optimizer, total_steps=100, decay=1.0)
+        >>> [(optimizer.step(), schedule.step(), optimizer.param_groups[0]["lr"])[2] for _ in range(3)]
+        [0.5, 0.3333333333333333, 0.25]
+    """
+
+    def __init__(self, optimizer: Optimizer, total_steps: int, decay: float = 5e-7, warmup_steps: int = 0) -> None:
+        if decay < 0:
+            raise ConfigurationError(f"InverseDecay: decay is {decay}; expected 0 or more.")
+        super().__init__(optimizer, warmed_up(lambda step: 1 / (1 + decay * step), warmup_steps, total_steps))
 
 
 class OneCycle(LambdaLR):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from densepred.errors import ConfigurationError
-from densepred.schedules import Constant, Cosine, ExponentialDecay, OneCycle, PolyLR, Step
+from densepred.schedules import Constant, Cosine, ExponentialDecay, InverseDecay, OneCycle, PolyLR, Step
 
 
 def rates(schedule, optimizer, steps):
@@ -43,6 +43,23 @@ def test_exponential_decay_equals_torchs_stepped_once_an_epoch():
     theirs = rates(torch.optim.lr_scheduler.ExponentialLR(reference, gamma=0.9), reference, 3)
     for row, expected in zip(ours, [row for row in theirs for _ in range(7)], strict=True):
         assert row == pytest.approx(expected)
+
+
+def test_exponential_decay_falls_no_lower_than_its_floor():
+    optimizer = two_groups()
+    seen = rates(ExponentialDecay(optimizer, total_steps=9, factor=0.5, every=2, floor=0.2), optimizer, 9)
+    assert [row[1] for row in seen] == pytest.approx([1, 1, 0.5, 0.5, 0.25, 0.25, 0.2, 0.2, 0.2])
+    with pytest.raises(ConfigurationError, match="floor is 2; expected a share of the base rate"):
+        ExponentialDecay(two_groups(), 9, floor=2)
+
+
+def test_inverse_decay_halves_the_rate_after_the_inverse_of_the_decay():
+    optimizer = two_groups()
+    seen = rates(InverseDecay(optimizer, total_steps=13, decay=0.25), optimizer, 13)
+    assert [seen[step][1] for step in (0, 4, 12)] == pytest.approx([1, 1 / 2, 1 / 4])
+    assert all(math.isclose(low / high, 0.1) for low, high in seen)
+    with pytest.raises(ConfigurationError, match="decay is -1; expected 0 or more"):
+        InverseDecay(two_groups(), 13, decay=-1)
 
 
 @pytest.mark.parametrize("options", [{"factor": 0.0}, {"every": 0}])
@@ -98,6 +115,7 @@ SHAPES = {
     Constant: lambda step, total: 1.0,
     Step: lambda step, total: 0.1 ** ((step >= total / 2) + (step >= 3 * total / 4)),
     ExponentialDecay: lambda step, total: 0.995**step,
+    InverseDecay: lambda step, total: 1 / (1 + 5e-7 * step),
 }
 
 
