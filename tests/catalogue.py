@@ -15,6 +15,7 @@ from densepred.decoders.deeplab_plus import DeepLabV3PlusDecoder
 from densepred.decoders.dpt import DPTDecoder
 from densepred.decoders.fcn import FCNDecoder, TorchvisionFCNDecoder
 from densepred.decoders.fpn import FPNDecoder
+from densepred.decoders.gridnet import GridNetDecoder
 from densepred.decoders.largefov import LargeFOVDecoder
 from densepred.decoders.pointwise import PointwiseDecoder
 from densepred.decoders.pspnet import PSPNetDecoder
@@ -27,6 +28,8 @@ from densepred.decoders.upernet import UPerNetDecoder
 from densepred.encoders.base import Encoder
 from densepred.encoders.fcdensenet import FCDenseNetEncoder
 from densepred.encoders.msdnet import MSDNetEncoder
+from densepred.encoders.frrn import FRRNEncoder
+from densepred.encoders.gridnet import GridNetEncoder
 from densepred.encoders.resnet import ResNetEncoder
 from densepred.encoders.segnet import SegNetBasicEncoder
 from densepred.encoders.timm import TimmEncoder
@@ -58,6 +61,8 @@ ENCODERS = {
     "fc-densenet": partial(FCDenseNetEncoder, **SMALL_DENSENET),
     "fc-densenet unpadded": partial(FCDenseNetEncoder, **SMALL_DENSENET, padded=False),
     "msdnet": partial(MSDNetEncoder, blocks=(2, 1), growth=4, width=4),
+    "frrn": partial(FRRNEncoder, "frrn_a", width=4, residual=4),
+    "gridnet": partial(GridNetEncoder, widths=(4, 6, 8, 8)),
     "segnet basic": partial(SegNetBasicEncoder, width=8),
     "squeezenet1_1": partial(TorchvisionEncoder, "squeezenet1_1"),
     "alexnet": partial(TorchvisionEncoder, "alexnet"),
@@ -105,6 +110,7 @@ DECODERS = {
     "PSPNet": partial(PSPNetDecoder, width=8),
     "UPerNet": partial(UPerNetDecoder, width=8),
     "pointwise": PointwiseDecoder,
+    "GridNet": GridNetDecoder,
     "anytime": AnytimeDecoder,
 }
 
@@ -116,6 +122,14 @@ _INSIDE = r"the planes begin inside the image.*"
 _OWN_CROPS = ("FCN-8s", "FCN-16s learned", "FCN-32s", "FCN to image", "FCN torchvision", "U-Net", "U-Net transposed",
               "tiramisu")  # fmt: skip
 
+# encoders that come back to one map, of stride 1
+ONE_MAP = ("frrn", "gridnet")
+_ONE_MAP_IS_TOO_FEW = {
+    **dict.fromkeys(("U-Net", "U-Net transposed", "tiramisu"), "the encoder yields one, of stride 1. Use Pointwise"),
+    **dict.fromkeys(("transposed", "resize-convolve", "pixel shuffle"), "coarsest map has stride 1. Give at most 0"),
+    "DeepLab v3+": r"a single map, of stride 1, and no finer one to refine with\. Use DeepLabV3Decoder",
+}
+
 # pairs that cannot work, and what is said of each
 REFUSED = {
     **{
@@ -126,13 +140,14 @@ REFUSED = {
     },
     **{("fc-densenet unpadded", decoder): _NO_MARGIN for decoder in _OWN_CROPS if decoder.startswith("FCN")},
     **{(e, d): _INSIDE for e in ("fcn vgg11", "fc-densenet unpadded") for d in ("U-Net", "U-Net transposed")},
+    **{(e, d): why for e in ONE_MAP for d, why in _ONE_MAP_IS_TOO_FEW.items()},
     ("fcn vgg11", "tiramisu"): r"crops to maps that start at the image's corner.*Set the encoder's `padded` to true",
     ("unet unpadded", "tiramisu"): r"crops to maps that start at the image's corner.*Set the encoder's `padded` to",
     ("timm vit", "FCN-8s"): r"finest_stride 8 needs a map of that stride.*Set finest_stride to one of \[32, 16\]",
 }
 PAIRS = [pair for pair in itertools.product(ENCODERS, DECODERS) if pair not in REFUSED]
 # these leave the coarsest map unread
-READ_THE_FINEST_ALONE = {"pointwise"}
+READ_THE_FINEST_ALONE = {"pointwise", "GridNet"}
 
 # each of the last maps comes by layers of its own, which are reached from no other one
 PARALLEL = {"msdnet"}

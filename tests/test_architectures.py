@@ -15,6 +15,7 @@ from densepred.network import DenseNetwork
 from tests.catalogue import (
     DECODERS,
     ENCODERS,
+    ONE_MAP,
     PAIRS,
     PARALLEL,
     READ_THE_FINEST_ALONE,
@@ -173,8 +174,8 @@ class TestEveryEncoder:
 
 # one a family: a compilation takes seconds
 COMPILED = ("resnet18", "vgg11 conv", "fcn vgg11", "deeplab vgg11", "dilated vgg11", "unet", "unet unpadded",
-            "fc-densenet", "fc-densenet unpadded", "segnet basic", "squeezenet1_1", "convnext_tiny", "timm resnet",
-            "timm vit")  # fmt: skip
+            "fc-densenet", "fc-densenet unpadded", "frrn", "gridnet", "segnet basic", "squeezenet1_1", "convnext_tiny",
+            "timm resnet", "timm vit")  # fmt: skip
 
 
 @pytest.mark.slow
@@ -217,7 +218,13 @@ def test_any_number_of_channels_goes_in(name, channels):
         net(torch.rand(1, 3, 40, 56))
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", ONE_MAP)
+def test_an_encoder_of_one_map_has_none_for_an_auxiliary_decoder(name):
+    with torch.device("meta"), pytest.raises(ConfigurationError, match=r"yields 1 maps.*or leave `auxiliary` out"):
+        DenseNetwork(ENCODERS[name](), DECODERS["pointwise"], {"labels": 2}, auxiliary=DECODERS["pointwise"])
+
+
+@pytest.mark.parametrize("name", [name for name in ENCODERS if name not in ONE_MAP])
 def test_the_auxiliary_decoder_reads_all_maps_but_the_coarsest_in_training_only(name):
     decoder = DECODERS[READERS.get(name, "FCN-32s")]
     auxiliary = DECODERS["tiramisu" if name == "fc-densenet unpadded" else "FCN-32s"]

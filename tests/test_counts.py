@@ -13,11 +13,15 @@ from densepred.decoders.deconvnet import DeconvNetDecoder
 from densepred.decoders.deeplab import DeepLabV3Decoder, TorchvisionDeepLabV3Decoder
 from densepred.decoders.deeplab_plus import DeepLabV3PlusDecoder
 from densepred.decoders.fcn import FCNDecoder, TorchvisionFCNDecoder
+from densepred.decoders.gridnet import GridNetDecoder
 from densepred.decoders.largefov import LargeFOVDecoder
+from densepred.decoders.pointwise import PointwiseDecoder
 from densepred.decoders.segnet import SegNetBasicDecoder, SegNetDecoder
 from densepred.decoders.tiramisu import TiramisuDecoder
 from densepred.decoders.unet import UNetDecoder
 from densepred.encoders.fcdensenet import FCDenseNetEncoder
+from densepred.encoders.frrn import FRRNEncoder
+from densepred.encoders.gridnet import GridNetEncoder
 from densepred.encoders.resnet import ResNetEncoder
 from densepred.encoders.segnet import SegNetBasicEncoder
 from densepred.encoders.unet import UNetEncoder
@@ -63,6 +67,9 @@ NETWORKS = {
     "FC-DenseNet56": tiramisu("fc_densenet56"),
     "FC-DenseNet67": tiramisu("fc_densenet67"),
     "FC-DenseNet103": tiramisu("fc_densenet103"),
+    "FRRN A": (partial(FRRNEncoder, "frrn_a"), PointwiseDecoder),
+    "FRRN B": (partial(FRRNEncoder, "frrn_b"), PointwiseDecoder),
+    "GridNet": (GridNetEncoder, GridNetDecoder),
 }
 
 

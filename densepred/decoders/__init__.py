@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from densepred.decoders.fcn import FCNDecoder as FCNDecoder
     from densepred.decoders.fcn import TorchvisionFCNDecoder as TorchvisionFCNDecoder
     from densepred.decoders.fpn import FPNDecoder as FPNDecoder
+    from densepred.decoders.gridnet import GridNetDecoder as GridNetDecoder
     from densepred.decoders.largefov import LargeFOVDecoder as LargeFOVDecoder
     from densepred.decoders.pointwise import PointwiseDecoder as PointwiseDecoder
     from densepred.decoders.pspnet import PSPNetDecoder as PSPNetDecoder
@@ -43,6 +44,7 @@ __getattr__, __all__ = lazy_exports(
         "DeepLabV3PlusDecoder": "deeplab_plus",
         "FCNDecoder": "fcn",
         "FPNDecoder": "fpn",
+        "GridNetDecoder": "gridnet",
         "LargeFOVDecoder": "largefov",
         "PSPNetDecoder": "pspnet",
         "PointwiseDecoder": "pointwise",

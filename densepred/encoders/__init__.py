@@ -7,6 +7,8 @@ from densepred.lazy import lazy_exports
 if TYPE_CHECKING:
     from densepred.encoders.base import Encoder as Encoder
     from densepred.encoders.fcdensenet import FCDenseNetEncoder as FCDenseNetEncoder
+    from densepred.encoders.frrn import FRRNEncoder as FRRNEncoder
+    from densepred.encoders.gridnet import GridNetEncoder as GridNetEncoder
     from densepred.encoders.loading import LoadReport as LoadReport
     from densepred.encoders.msdnet import MSDNetEncoder as MSDNetEncoder
     from densepred.encoders.resnet import ResNetEncoder as ResNetEncoder
@@ -27,6 +29,8 @@ __getattr__, __all__ = lazy_exports(
         "Encoder": "base",
         "FCDenseNetEncoder": "fcdensenet",
         "FCNVGGEncoder": "vgg_fcn",
+        "FRRNEncoder": "frrn",
+        "GridNetEncoder": "gridnet",
         "LoadReport": "loading",
         "MSDNetEncoder": "msdnet",
         "ResNetEncoder": "resnet",
