@@ -30,6 +30,7 @@ from densepred.encoders.vgg_deeplab import DeepLabVGGEncoder
 from densepred.encoders.vgg_dilated import DilatedVGGEncoder
 from densepred.encoders.vgg_fcn import FCNVGGEncoder
 from densepred.network import DenseNetwork
+from densepred.refine.crf_rnn import CRFAsRNN
 
 README = Path(__file__).parents[1] / "experiments" / "README.md"
 ROW = re.compile(r"^\| ([^|]+?) \| ([\d,.]+ ?M?) \| ([\d,]+) \| (\d+) \| ", re.MULTILINE)
@@ -45,6 +46,7 @@ NETWORKS = {
     "FCN-32s": (FCNVGGEncoder, partial(FCNDecoder, finest_stride=32)),
     "FCN-16s": (FCNVGGEncoder, partial(FCNDecoder, finest_stride=16)),
     "FCN-8s": (FCNVGGEncoder, partial(FCNDecoder, finest_stride=8)),
+    "CRF-RNN on FCN-8s": (FCNVGGEncoder, partial(FCNDecoder, finest_stride=8), CRFAsRNN),
     "FCN on ResNet-50 (torchvision)": (partial(ResNetEncoder, "resnet50", output_stride=8), TorchvisionFCNDecoder),
     "DeconvNet": (partial(VGGEncoder, "vgg16_bn"), DeconvNetDecoder),
     "SegNet": (partial(VGGEncoder, "vgg16_bn"), SegNetDecoder),
@@ -81,9 +83,10 @@ def rows() -> dict[str, tuple[str, int, int]]:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_table_holds_what_is_counted(name):
     given, ours, classes = rows()[name]
-    encoder, decoder = NETWORKS[name]
+    encoder, decoder, *refine = NETWORKS[name]
     with torch.device("meta"):
-        network = DenseNetwork(encoder(), decoder, {"segmentation": classes})
+        refiner = refine[0](classes) if refine else None
+        network = DenseNetwork(encoder(), decoder, {"segmentation": classes}, refine=refiner)
     assert sum(p.numel() for p in network.parameters()) == ours
     if "M" in given:  # rounded by its authors
         digits = len(given.removesuffix(" M").partition(".")[2])
