@@ -66,6 +66,7 @@ class DensePredictor(Remembering):
         decoder_lr_scale: The decoders', which are new where the encoder is pretrained, as a multiple of it.
         bias_lr_scale: A further multiple for the biases of convolutions and linear layers (FCN, DeepLab: 2).
         lr_scales: Further multiples by glob patterns of the network's parameters: `{"decoders.*.score.*": 10}`.
+        decay_scales: Multiples of the optimizer's weight decay, likewise by patterns: `{"encoder.*": 0.1}`.
         decay_norms_and_biases: Whether weight decay applies to the parameters of normalisations and to biases.
         reference_batch: The batch that the optimizer's learning rate is meant for; the rate is scaled linearly to the
             images of a step: batch size x accumulated batches x processes (Goyal et al. Accurate, Large Minibatch SGD.
@@ -111,6 +112,7 @@ class DensePredictor(Remembering):
         decoder_lr_scale: float = 1.0,
         bias_lr_scale: float = 1.0,
         lr_scales: dict[str, float] | None = None,
+        decay_scales: dict[str, float] | None = None,
         decay_norms_and_biases: bool = True,
         reference_batch: int | None = None,
         weights: str | Path | None = None,
@@ -135,7 +137,9 @@ class DensePredictor(Remembering):
         self.step_losses: TaskLosses | None = None
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
-        self.rate_scales = RateScales(encoder_lr_scale, decoder_lr_scale, bias_lr_scale, lr_scales or {})
+        self.rate_scales = RateScales(
+            encoder_lr_scale, decoder_lr_scale, bias_lr_scale, lr_scales or {}, decay_scales or {}
+        )
         self.decay_norms_and_biases = decay_norms_and_biases
         self.reference_batch = reference_batch
         self.scores = nn.ModuleDict({stage: Scores(tasks, stage) for stage in ("val", "test")})

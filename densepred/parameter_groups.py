@@ -34,12 +34,14 @@ class RateScales(NamedTuple):
         decoder: Of all decoders, auxiliary ones too.
         bias: Of the biases of convolutions and linear layers; those of normalisations are not meant.
         by_name: Further multiples, by glob patterns of the parameters' names; each pattern makes groups of its own.
+        decay_by_name: Multiples of the optimizer's weight decay, likewise.
     """
 
     encoder: float = 1.0
     decoder: float = 1.0
     bias: float = 1.0
     by_name: Mapping[str, float] = MappingProxyType({})
+    decay_by_name: Mapping[str, float] = MappingProxyType({})
 
 
 _AS_IT_IS = RateScales()
@@ -55,6 +57,7 @@ class ParameterGroup:
         decays: Whether weight decay applies.
         names: Of the parameters.
         parameters: The parameters, in the order of the names.
+        decay_scale: Multiple of the optimizer's weight decay, where it applies.
     """
 
     name: str
@@ -62,13 +65,14 @@ class ParameterGroup:
     decays: bool
     names: list[str] = field(default_factory=list)
     parameters: list[nn.Parameter] = field(default_factory=list)
+    decay_scale: float = 1.0
 
     def apply(self, optimizer: Optimizer, index: int) -> None:
-        """Scales the rate of the optimizer's group of that index, and stops its decay."""
+        """Scales the rate and the decay of the optimizer's group of that index."""
         group = optimizer.param_groups[index]
         group["lr"] *= self.lr_scale
-        if not self.decays and "weight_decay" in group:
-            group["weight_decay"] = 0.0
+        if "weight_decay" in group:
+            group["weight_decay"] *= self.decay_scale if self.decays else 0.0
 
 
 def parameter_groups(
@@ -76,18 +80,19 @@ def parameter_groups(
 ) -> list[ParameterGroup]:
     """Groups all parameters of a module that has a `network` of an encoder and decoders.
 
-    There is one group for the encoder, one for the decoders and, where a loss or a balance of tasks learns something
-    itself, one for the rest, which never decays. Where norms or biases are treated otherwise, they have groups of their
-    own. Order and names depend on the network and the arguments alone. Parameters that are frozen are in their group as
-    well: optimizers skip what has no gradient, and what is frozen for a while keeps its place in a checkpoint.
+    There is one group for the encoder, one for the decoders and, where a refiner, a loss or a balance of tasks learns
+    something itself, one for the rest, which never decays. Where norms or biases are treated otherwise, they have
+    groups of their own. Order and names depend on the network and the arguments alone. Parameters that are frozen are
+    in their group as well: optimizers skip what has no gradient, and what is frozen for a while keeps its place in a
+    checkpoint.
 
     Args:
         module: A DensePredictor, also one that is wrapped for several devices.
-        scales: Multiples of the learning rate.
+        scales: Multiples of the learning rate, and of the weight decay.
         decay_norms_and_biases: Whether weight decay applies to the parameters of normalisations and to all biases.
 
     Raises:
-        ConfigurationError: If a pattern of `scales.by_name` matches no parameter.
+        ConfigurationError: If a pattern of `scales` matches no parameter.
 
     Reference:
         Caffe's `lr_mult: 2, decay_mult: 0` for biases, which FCN and DeepLab were trained with; He et al. Bag of Tricks
@@ -100,30 +105,33 @@ def parameter_groups(
         [('encoder', 1.0), ('encoder-biases', 2.0), ('decoder', 10), ('decoder-biases', 20)]
     """
     groups: dict[tuple[int, int, str], ParameterGroup] = {}
-    unmatched = set(scales.by_name)
+    wanted = {**scales.by_name, **scales.decay_by_name}  # in their order, each once
+    unmatched = set(wanted)
     known = list(_parameters(module))
     for name, kind, parameter in known:
         place = _place(name)
-        patterns = [pattern for pattern in scales.by_name if fnmatchcase(name, pattern)]
+        patterns = [pattern for pattern in wanted if fnmatchcase(name, pattern)]
         unmatched -= set(patterns)
         lr_scale = (scales.encoder, scales.decoder, 1.0)[place]
         apart = "norms" if kind == "norms" and not decay_norms_and_biases else ""
         if kind == "biases":
             lr_scale *= scales.bias
             apart = "biases" if scales.bias != 1 or not decay_norms_and_biases else ""
+        decay_scale = 1.0
         for pattern in patterns:
-            lr_scale *= scales.by_name[pattern]
+            lr_scale *= scales.by_name.get(pattern, 1.0)
+            decay_scale *= scales.decay_by_name.get(pattern, 1.0)
         decays = place != _REST and (kind == "weights" or decay_norms_and_biases)
         words = [_PLACES[place], *(_plain(pattern, _PLACES[place]) for pattern in patterns), apart]
         label = "-".join(word for word in words if word)
         order = place, ("", "norms", "biases").index(apart), label
-        group = groups.setdefault(order, ParameterGroup(label, lr_scale, decays))
+        group = groups.setdefault(order, ParameterGroup(label, lr_scale, decays, decay_scale=decay_scale))
         group.names.append(name)
         group.parameters.append(parameter)
     if unmatched:
         raise ConfigurationError(
-            f"lr_scales: no parameter's name matches {', '.join(map(repr, sorted(unmatched)))}. Names are such as "
-            f"{', '.join(name for name, _, _ in (known[0], known[-1]))}; * stands for anything."
+            f"{_options(unmatched, scales)}: no parameter's name matches {', '.join(map(repr, sorted(unmatched)))}. "
+            f"Names are such as {', '.join(name for name, _, _ in (known[0], known[-1]))}; * stands for anything."
         )
     return [groups[order] for order in sorted(groups)]
 
@@ -201,6 +209,11 @@ def linear_scaling(trainer: "Trainer", reference_batch: int | None) -> LinearSca
             f"and a datamodule with a batch_size, which is {batch_size}. Give both, or leave reference_batch out."
         )
     return LinearScaling(reference_batch, batch_size, trainer.accumulate_grad_batches, trainer.world_size)
+
+
+def _options(unmatched: set[str], scales: RateScales) -> str:
+    named = {"lr_scales": scales.by_name, "decay_scales": scales.decay_by_name}
+    return " and ".join(option for option, patterns in named.items() if unmatched & set(patterns))
 
 
 def _place(name: str) -> int:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from densepred.decoders.deeplab import TorchvisionDeepLabV3Decoder as TorchvisionDeepLabV3Decoder
     from densepred.decoders.deeplab_plus import DeepLabV3PlusDecoder as DeepLabV3PlusDecoder
     from densepred.decoders.dpt import DPTDecoder as DPTDecoder
+    from densepred.decoders.eigen import EigenDecoder as EigenDecoder
     from densepred.decoders.fcn import FCNDecoder as FCNDecoder
     from densepred.decoders.fcn import TorchvisionFCNDecoder as TorchvisionFCNDecoder
     from densepred.decoders.fpn import FPNDecoder as FPNDecoder
@@ -42,6 +43,7 @@ __getattr__, __all__ = lazy_exports(
         "DeconvNetDecoder": "deconvnet",
         "DeepLabV3Decoder": "deeplab",
         "DeepLabV3PlusDecoder": "deeplab_plus",
+        "EigenDecoder": "eigen",
         "FCNDecoder": "fcn",
         "FPNDecoder": "fpn",
         "GridNetDecoder": "gridnet",

@@ -6,6 +6,7 @@ from densepred.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from densepred.encoders.base import Encoder as Encoder
+    from densepred.encoders.eigen import EigenEncoder as EigenEncoder
     from densepred.encoders.fcdensenet import FCDenseNetEncoder as FCDenseNetEncoder
     from densepred.encoders.frrn import FRRNEncoder as FRRNEncoder
     from densepred.encoders.gridnet import GridNetEncoder as GridNetEncoder
@@ -26,6 +27,7 @@ __getattr__, __all__ = lazy_exports(
     {
         "DeepLabVGGEncoder": "vgg_deeplab",
         "DilatedVGGEncoder": "vgg_dilated",
+        "EigenEncoder": "eigen",
         "Encoder": "base",
         "FCDenseNetEncoder": "fcdensenet",
         "FCNVGGEncoder": "vgg_fcn",

@@ -129,21 +129,23 @@ class ScaleInvariantGradientLoss(ScaleInvariantLoss):
     """The depth loss of Eigen and Fergus 2015: the scale-invariant log error plus the error of its slopes.
 
     mean d^2 - balance * (mean d)^2 + mean (dx d)^2 + mean (dy d)^2 with d = ln output - ln target. The slopes are
-    differences of neighbouring pixels, which both must be valid; their means run over all such pairs of the batch. The
-    first two terms are those of `ScaleInvariantLoss`. A constant d = 1 gives 0.5.
+    differences of neighbouring pixels, or of those `step` pixels apart, which both must be valid; their means run over
+    all such pairs of the batch. The first two terms are those of `ScaleInvariantLoss`. A constant d = 1 gives 0.5.
 
     Missing depth (0, negative or not finite) gives exactly zero gradient; without any valid pixel the loss is 0. It is
     computed in float32 under autocast.
 
     Args:
         balance: How much of a wrong scale is forgiven, from 0 (nothing) to 1 (all).
+        step: Pixels between what slopes are differences of: 1, or the network's output stride where planes are enlarged
+            to the image, as the paper compares them at their own size (2, and 4 for its scale 2 alone).
 
     Shape:
         output: (B, 1, H, W), metres, above 0.
         target: the same.
 
     Raises:
-        ConfigurationError: If the balance is out of range.
+        ConfigurationError: If the balance is out of range, or the step less than 1.
 
     Reference:
         Eigen, Fergus. Predicting Depth, Surface Normals and Semantic Labels with a Common Multi-Scale Convolutional
@@ -154,18 +156,25 @@ class ScaleInvariantGradientLoss(ScaleInvariantLoss):
         tensor(1.3750)
     """
 
+    def __init__(self, balance: float = 0.5, step: int = 1) -> None:
+        super().__init__(balance)
+        if step < 1:
+            raise ConfigurationError(f"{type(self).__name__}: step is {step}. Expected 1 or more pixels.")
+        self.step = step
+
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """Depth and true depth, in metres, to a scalar."""
         error, valid = depth_error(type(self).__name__, output, target, log=True)
-        slopes = [_slope_term(error, valid, side) for side in (-1, -2)]
+        slopes = [_slope_term(error, valid, side, self.step) for side in (-1, -2)]
         return self.point_term(error, valid) + slopes[0] + slopes[1]
 
 
-def _slope_term(error: Tensor, valid: Tensor, side: int) -> Tensor:
-    """Mean squared difference of neighbours along a side, of those that are both valid."""
-    length = error.shape[side] - 1
-    both = valid.narrow(side, 0, length) & valid.narrow(side, 1, length)
-    slope = error.narrow(side, 1, length) - error.narrow(side, 0, length)
+def _slope_term(error: Tensor, valid: Tensor, side: int, step: int) -> Tensor:
+    """Mean squared difference of pixels `step` apart along a side, of those that are both valid."""
+    length = max(error.shape[side] - step, 0)
+    start = error.shape[side] - length
+    both = valid.narrow(side, 0, length) & valid.narrow(side, start, length)
+    slope = error.narrow(side, start, length) - error.narrow(side, 0, length)
     return mean_over_valid(torch.where(both, slope, 0).square(), both)
 
 

@@ -28,9 +28,10 @@ class Depth(Task):
     The output, which losses and metrics see, is in metres and above 0 in either form of the plane p:
 
     - in metres: typical * softplus(p + ln(e - 1)), close to linear above `typical` and never negative;
-    - with `log`: typical * exp(p), so p is the logarithm of depth, up to a constant. The default loss compares
-      logarithms, and its gradient in p is that of (p - ln(truth / typical))^2. Exponents are held within 10 of 0, so
-      that nothing overflows, but the gradient passes, so that nothing gets stuck there.
+    - with `log`: typical * exp(log_scale * p), so p is the logarithm of depth, up to a constant and a factor. The
+      default loss compares logarithms, and its gradient in p, with a factor of 1, is that of (p - ln(truth /
+      typical))^2. Exponents are held within 10 of 0, so that nothing overflows, but the gradient passes, so that
+      nothing gets stuck there.
 
     A plane of zeros, as a fresh decoder yields about, is a depth of `typical` everywhere, and changes of p of order 1
     are changes of depth of order `typical`: the same initialisation fits rooms and streets.
@@ -53,6 +54,8 @@ class Depth(Task):
         protocol: Which part of a 480 x 640 NYU picture is scored, see `DepthMetrics`.
         average: Whether errors are averaged within images first, or over all pixels.
         bins: Number of bins, and planes, of ordinal depth (DORN: 68 for NYU, 80 for KITTI); none means metres.
+        log_scale: What the plane is multiplied by before the exponential, with `log`: 0.45723134 in Eigen and Fergus's
+            network, as far as logarithms of NYU's depths spread.
 
     Shape:
         planes: (B, 1, H, W), or (B, bins, H, W).
@@ -83,6 +86,7 @@ class Depth(Task):
         protocol: Protocol = "none",
         average: Average = "image",
         bins: int | None = None,
+        log_scale: float = 1.0,
     ) -> None:
         if loss is None:
             loss = L2Loss(log=log) if bins is None else OrdinalLoss(min_depth, max_depth)
@@ -93,7 +97,13 @@ class Depth(Task):
                 f"Depth: expected 0 < min_depth < typical < max_depth (metres); got {min_depth}, {typical} and "
                 f"{max_depth}."
             )
+        if not log_scale > 0 or (log_scale != 1 and not log):
+            raise ConfigurationError(
+                f"Depth: log_scale is {log_scale} and log {str(log).lower()}. Expected a factor above 0, and where it "
+                "is not 1 `log: true`."
+            )
         self.log = log
+        self.log_scale = log_scale
         self.bins = bins
         self.typical = typical
         self.min_depth = min_depth
@@ -107,6 +117,7 @@ class Depth(Task):
             return planes
         if not self.log:
             return self.typical * F.softplus(planes + _SOFTPLUS_OF_ONE)
+        planes = self.log_scale * planes
         held = planes.clamp(-_LOG_BOUND, _LOG_BOUND)
         # the value of the clamp with the gradient of the identity
         return self.typical * (held.detach() + (planes - planes.detach())).exp()
