@@ -20,6 +20,7 @@ OWN_VERBS = {
     "predict": "labels, depth and normals of pictures and videos, as files; results for VOC's server",
     "check-data": "look at every sample before training: faults, numbers, class weights, a contact sheet",
     "samples": "a sheet of augmented samples with all their targets, to be looked at before training",
+    "codebook": "fit the codewords of CodebookNormals to the normals of a training set",
     "prepare": "bring a data set into the layout that densepred reads (voc, sbd, nyu)",
     "list": "the encoders, decoders, tasks, losses and data sets there are",
     "report": "a run as one HTML page, or several runs compared",

@@ -1,5 +1,6 @@
 """Starting from another network's checkpoint: what fits is taken, and what became of each tensor is told."""
 
+from collections.abc import Mapping
 from copy import copy
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -98,8 +99,16 @@ def without_starting_weights(arguments: Arguments) -> Arguments:
         if name in plain:
             plain[name] = None
     for name in ("encoder", "decoder", "auxiliary"):
-        part = copy(plain.get(name) or {})
-        if inner := part.get("init_args"):
-            part["init_args"] = without_starting_weights(inner)
-            plain[name] = part
+        if plain.get(name):
+            plain[name] = _part_without(plain.get(name))
+    if isinstance(priors := plain.get("priors"), list):  # networks inside of an encoder
+        plain["priors"] = [_part_without(part) for part in priors]
     return plain
+
+
+def _part_without(part: Any) -> Any:
+    if not isinstance(inner := part.get("init_args"), Mapping) and not hasattr(inner, "items"):
+        return part
+    part = copy(part)
+    part["init_args"] = without_starting_weights(inner)
+    return part

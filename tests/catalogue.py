@@ -17,6 +17,7 @@ from densepred.decoders.fcn import FCNDecoder, TorchvisionFCNDecoder
 from densepred.decoders.fpn import FPNDecoder
 from densepred.decoders.gridnet import GridNetDecoder
 from densepred.decoders.largefov import LargeFOVDecoder
+from densepred.decoders.patches import PatchDecoder
 from densepred.decoders.pointwise import PointwiseDecoder
 from densepred.decoders.pspnet import PSPNetDecoder
 from densepred.decoders.segformer import SegFormerDecoder
@@ -27,9 +28,10 @@ from densepred.decoders.unet import UNetDecoder
 from densepred.decoders.upernet import UPerNetDecoder
 from densepred.encoders.base import Encoder
 from densepred.encoders.fcdensenet import FCDenseNetEncoder
-from densepred.encoders.msdnet import MSDNetEncoder
 from densepred.encoders.frrn import FRRNEncoder
+from densepred.encoders.fusion import FusionEncoder, NormalsPrior
 from densepred.encoders.gridnet import GridNetEncoder
+from densepred.encoders.msdnet import MSDNetEncoder
 from densepred.encoders.resnet import ResNetEncoder
 from densepred.encoders.segnet import SegNetBasicEncoder
 from densepred.encoders.timm import TimmEncoder
@@ -39,10 +41,20 @@ from densepred.encoders.vgg import VGGEncoder
 from densepred.encoders.vgg_deeplab import DeepLabVGGEncoder
 from densepred.encoders.vgg_dilated import DilatedVGGEncoder
 from densepred.encoders.vgg_fcn import FCNVGGEncoder
+from densepred.encoders.wang import WangGlobalEncoder, WangLocalEncoder
 from densepred.features import FeatureSpec
 from densepred.network import DenseNetwork
 
 SMALL_DENSENET = {"layers": (1, 1, 1, 1, 1), "bottleneck": 2, "growth": 4, "first": 8}
+
+FEW = (4, 6, 8, 4)
+
+
+def fusion(in_channels: int = 3) -> FusionEncoder:
+    """What a global network says, and the image, seen in windows."""
+    prior = NormalsPrior(WangGlobalEncoder(in_channels, FEW), partial(PatchDecoder, cells=4), codebook=8)
+    return FusionEncoder(WangLocalEncoder(in_channels + 3, FEW), [prior], in_channels)
+
 
 ENCODERS = {
     "resnet18": partial(ResNetEncoder, "resnet18"),
@@ -60,9 +72,9 @@ ENCODERS = {
     "unet unpadded": partial(UNetEncoder, widths=(4, 8, 12, 16, 24), padded=False, norm="none"),
     "fc-densenet": partial(FCDenseNetEncoder, **SMALL_DENSENET),
     "fc-densenet unpadded": partial(FCDenseNetEncoder, **SMALL_DENSENET, padded=False),
-    "msdnet": partial(MSDNetEncoder, blocks=(2, 1), growth=4, width=4),
     "frrn": partial(FRRNEncoder, "frrn_a", width=4, residual=4),
     "gridnet": partial(GridNetEncoder, widths=(4, 6, 8, 8)),
+    "msdnet": partial(MSDNetEncoder, blocks=(2, 1), growth=4, width=4),
     "segnet basic": partial(SegNetBasicEncoder, width=8),
     "squeezenet1_1": partial(TorchvisionEncoder, "squeezenet1_1"),
     "alexnet": partial(TorchvisionEncoder, "alexnet"),
@@ -73,7 +85,14 @@ ENCODERS = {
     "efficientnet_b0 OS16": partial(TorchvisionEncoder, "efficientnet_b0", output_stride=16),
     "timm resnet": partial(TimmEncoder, "resnet10t"),
     "timm vit": partial(TimmEncoder, "vit_tiny_patch16_224"),
+    "wang global": partial(WangGlobalEncoder, widths=FEW),
+    "wang local": partial(WangLocalEncoder, widths=FEW),
+    "wang fusion": partial(fusion),
 }
+
+# a cell of their one map describes a patch of 13 pixels, or the whole image: planes of another number of cells cover
+# the image, but not by a stride
+PATCHES = ("wang global", "wang local", "wang fusion")
 
 
 def one_a_map(spec: FeatureSpec) -> tuple[int, ...]:
@@ -110,8 +129,9 @@ DECODERS = {
     "PSPNet": partial(PSPNetDecoder, width=8),
     "UPerNet": partial(UPerNetDecoder, width=8),
     "pointwise": PointwiseDecoder,
-    "GridNet": GridNetDecoder,
+    "patches": partial(PatchDecoder, cells=4, hidden=8),
     "anytime": AnytimeDecoder,
+    "GridNet": GridNetDecoder,
 }
 
 SPEC = FeatureSpec((8, 8, 12, 16, 24), (2, 4, 8, 16, 32))
@@ -140,6 +160,9 @@ REFUSED = {
     },
     **{("fc-densenet unpadded", decoder): _NO_MARGIN for decoder in _OWN_CROPS if decoder.startswith("FCN")},
     **{(e, d): _INSIDE for e in ("fcn vgg11", "fc-densenet unpadded") for d in ("U-Net", "U-Net transposed")},
+    **{
+        (e, d): "each cell of this encoder's map describes a patch" for e in PATCHES for d in DECODERS if d != "patches"
+    },
     **{(e, d): why for e in ONE_MAP for d, why in _ONE_MAP_IS_TOO_FEW.items()},
     ("fcn vgg11", "tiramisu"): r"crops to maps that start at the image's corner.*Set the encoder's `padded` to true",
     ("unet unpadded", "tiramisu"): r"crops to maps that start at the image's corner.*Set the encoder's `padded` to",
@@ -227,7 +250,12 @@ def randomise_zeros(net: nn.Module) -> nn.Module:
 
 
 # a decoder that reads the coarsest map, for each encoder
-READERS = {"msdnet": "anytime", "unet unpadded": "U-Net", "fc-densenet unpadded": "tiramisu"}
+READERS = {
+    **dict.fromkeys(PATCHES, "patches"),
+    "msdnet": "anytime",
+    "unet unpadded": "U-Net",
+    "fc-densenet unpadded": "tiramisu",
+}
 
 
 @lru_cache(maxsize=1)

@@ -15,6 +15,7 @@ from densepred.decoders.deeplab_plus import DeepLabV3PlusDecoder
 from densepred.decoders.fcn import FCNDecoder, TorchvisionFCNDecoder
 from densepred.decoders.gridnet import GridNetDecoder
 from densepred.decoders.largefov import LargeFOVDecoder
+from densepred.decoders.patches import PatchDecoder
 from densepred.decoders.pointwise import PointwiseDecoder
 from densepred.decoders.segnet import SegNetBasicDecoder, SegNetDecoder
 from densepred.decoders.tiramisu import TiramisuDecoder
@@ -29,6 +30,7 @@ from densepred.encoders.vgg import VGGEncoder
 from densepred.encoders.vgg_deeplab import DeepLabVGGEncoder
 from densepred.encoders.vgg_dilated import DilatedVGGEncoder
 from densepred.encoders.vgg_fcn import FCNVGGEncoder
+from densepred.encoders.wang import WangGlobalEncoder, WangLocalEncoder
 from densepred.network import DenseNetwork
 from densepred.refine.crf_rnn import CRFAsRNN
 
@@ -69,6 +71,18 @@ NETWORKS = {
     "FC-DenseNet56": tiramisu("fc_densenet56"),
     "FC-DenseNet67": tiramisu("fc_densenet67"),
     "FC-DenseNet103": tiramisu("fc_densenet103"),
+    "Wang et al., global": (WangGlobalEncoder, partial(PatchDecoder, cells=20)),
+    "Wang et al., layout": (WangGlobalEncoder, partial(PatchDecoder, single=(300,))),
+    "Wang et al., local": (WangLocalEncoder, partial(PatchDecoder, cells=13, hidden=4096)),
+    "Wang et al., edges": (WangLocalEncoder, partial(PatchDecoder, hidden=4096, single=(37,))),
+    "Wang et al., fusion of 9 channels": (
+        partial(WangLocalEncoder, 9),
+        partial(PatchDecoder, cells=13, hidden=4096),
+    ),
+    "Wang et al., fusion of 18 channels": (
+        partial(WangLocalEncoder, 18),
+        partial(PatchDecoder, cells=13, hidden=4096),
+    ),
     "FRRN A": (partial(FRRNEncoder, "frrn_a"), PointwiseDecoder),
     "FRRN B": (partial(FRRNEncoder, "frrn_b"), PointwiseDecoder),
     "GridNet": (GridNetEncoder, GridNetDecoder),

@@ -16,6 +16,7 @@ from densepred.losses import (
     BerHuLoss,
     BinaryCrossEntropyLoss,
     BinaryFocalLoss,
+    CodebookLoss,
     CosineLoss,
     CrossEntropyLoss,
     DiceLoss,
@@ -84,6 +85,10 @@ def sure_normals(loss):
     return [(loss, output, unit(2, 3, 4, 5), missing) for missing in (0.0, math.nan, math.inf)]
 
 
+def codewords(loss):
+    return [(loss, torch.randn(2, 12, 4, 5), unit(2, 3, 4, 5), missing) for missing in (0.0, math.nan, math.inf)]
+
+
 def regression(loss):
     return [(loss, torch.randn(2, 2, 4, 5), torch.randn(2, 2, 4, 5), missing) for missing in (math.nan, -math.inf)]
 
@@ -129,6 +134,8 @@ def cases():
         "cosine, long": normals(CosineLoss(), length=1.5),
         "angular": normals(AngularLoss(), length=1.5),
         "normals l2": normals(NormalsL2Loss()),
+        "codebook": codewords(CodebookLoss(12)),
+        "codebook, hard": codewords(CodebookLoss(12, soft=False)),
         "von mises-fisher": sure_normals(VonMisesFisherLoss(angular=False)),
         "angular von mises-fisher": sure_normals(VonMisesFisherLoss()),
     }

@@ -28,6 +28,7 @@ from densepred.callbacks.progress import EpochProgress
 from densepred.callbacks.results import Results
 from densepred.callbacks.summary import NetworkSummary
 from densepred.callbacks.throughput import Throughput
+from densepred.codewords import with_codewords_read
 from densepred.commands.arguments import ROOT, RunParser, import_parts, nulls_as_configs, with_checkpoint
 from densepred.commands.out_of_memory import memory_advice, where_memory_ended
 from densepred.commands.refusals import refuse_what_misleads
@@ -134,6 +135,7 @@ class DensePredCLI(LightningCLI):
         with only_vouched(self.vouched):
             self.config = parser.parse_args(nulls_as_configs(arguments))
         with_weights_read(self.config[self.config.subcommand].model)
+        with_codewords_read(self.config[self.config.subcommand].model)
         if self.checkpoint is not None:
             config = self.config[self.config.subcommand]
             config.weights_only = True  # plain values and tensors, no code

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from densepred.decoders.fpn import FPNDecoder as FPNDecoder
     from densepred.decoders.gridnet import GridNetDecoder as GridNetDecoder
     from densepred.decoders.largefov import LargeFOVDecoder as LargeFOVDecoder
+    from densepred.decoders.patches import PatchDecoder as PatchDecoder
     from densepred.decoders.pointwise import PointwiseDecoder as PointwiseDecoder
     from densepred.decoders.pspnet import PSPNetDecoder as PSPNetDecoder
     from densepred.decoders.segformer import SegFormerDecoder as SegFormerDecoder
@@ -49,6 +50,7 @@ __getattr__, __all__ = lazy_exports(
         "GridNetDecoder": "gridnet",
         "LargeFOVDecoder": "largefov",
         "PSPNetDecoder": "pspnet",
+        "PatchDecoder": "patches",
         "PointwiseDecoder": "pointwise",
         "SegFormerDecoder": "segformer",
         "SegNetBasicDecoder": "segnet",

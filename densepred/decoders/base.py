@@ -28,7 +28,8 @@ class Decoder(Recorded, nn.Module, ABC):
 
     Raises:
         ConfigurationError: If the maps do not start at the image's corner (`FeatureSpec.origins`) and the decoder is
-            not one that crops them; if their cells describe patches (`FeatureSpec.patches`) and it is not one for these.
+            not one that crops them; if their cells describe patches (`FeatureSpec.patches`) and it is not one that
+            reads these.
     """
 
     reads_origins: bool = False

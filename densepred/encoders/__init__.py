@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from densepred.encoders.eigen import EigenEncoder as EigenEncoder
     from densepred.encoders.fcdensenet import FCDenseNetEncoder as FCDenseNetEncoder
     from densepred.encoders.frrn import FRRNEncoder as FRRNEncoder
+    from densepred.encoders.fusion import FusionEncoder as FusionEncoder
     from densepred.encoders.gridnet import GridNetEncoder as GridNetEncoder
     from densepred.encoders.loading import LoadReport as LoadReport
     from densepred.encoders.msdnet import MSDNetEncoder as MSDNetEncoder
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from densepred.encoders.vgg_deeplab import DeepLabVGGEncoder as DeepLabVGGEncoder
     from densepred.encoders.vgg_dilated import DilatedVGGEncoder as DilatedVGGEncoder
     from densepred.encoders.vgg_fcn import FCNVGGEncoder as FCNVGGEncoder
+    from densepred.encoders.wang import WangGlobalEncoder as WangGlobalEncoder
+    from densepred.encoders.wang import WangLocalEncoder as WangLocalEncoder
 
 __getattr__, __all__ = lazy_exports(
     __name__,
@@ -32,6 +35,7 @@ __getattr__, __all__ = lazy_exports(
         "FCDenseNetEncoder": "fcdensenet",
         "FCNVGGEncoder": "vgg_fcn",
         "FRRNEncoder": "frrn",
+        "FusionEncoder": "fusion",
         "GridNetEncoder": "gridnet",
         "LoadReport": "loading",
         "MSDNetEncoder": "msdnet",
@@ -41,5 +45,7 @@ __getattr__, __all__ = lazy_exports(
         "TorchvisionEncoder": "torchvision",
         "UNetEncoder": "unet",
         "VGGEncoder": "vgg",
+        "WangGlobalEncoder": "wang",
+        "WangLocalEncoder": "wang",
     },
 )

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from densepred.losses.class_weights import count_labels as count_labels
     from densepred.losses.class_weights import inverse_frequency_weights as inverse_frequency_weights
     from densepred.losses.class_weights import median_frequency_weights as median_frequency_weights
+    from densepred.losses.codebook import CodebookLoss as CodebookLoss
     from densepred.losses.depth import BerHuLoss as BerHuLoss
     from densepred.losses.depth import L1Loss as L1Loss
     from densepred.losses.depth import L2Loss as L2Loss
@@ -39,6 +40,7 @@ __getattr__, __all__ = lazy_exports(
         "BerHuLoss": "depth",
         "BinaryCrossEntropyLoss": "segmentation",
         "BinaryFocalLoss": "focal",
+        "CodebookLoss": "codebook",
         "CosineLoss": "normals",
         "CrossEntropyLoss": "segmentation",
         "DiceLoss": "overlap",

@@ -109,7 +109,7 @@ class Normals(Task):
 
     def constant_prediction(self, statistic: Tensor, target: Tensor) -> Tensor:
         """The mean direction, which has the greatest mean cosine to all normals of the set."""
-        return self.predict(statistic[0].to(target).view(1, 3, 1, 1)).expand(target.shape)
+        return self.decide(statistic[0].to(target).view(1, 3, 1, 1)).expand(target.shape)
 
     def metrics(self, stage: str) -> Metric:
         """Angles, pooled over all pixels."""
