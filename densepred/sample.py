@@ -36,6 +36,7 @@ class Kind(StrEnum):
     NORMALS = "normals"
     WEIGHT = "weight"
     INTRINSICS = "intrinsics"
+    RAYS = "rays"
     NAME = "name"
 
 
@@ -109,7 +110,7 @@ def pad_planes(planes: Tensor, size: tuple[int, int], kind: Kind) -> Tensor:
 
 def without_targets(sample: Mapping[str, Tensor | str], kinds: Mapping[str, Kind]) -> dict[str, Tensor | str]:
     """The sample as a filler: the image as it is, every target missing, named `FILLER`."""
-    kept = (Kind.IMAGE, Kind.INTRINSICS, Kind.NAME)
+    kept = (Kind.IMAGE, Kind.INTRINSICS, Kind.RAYS, Kind.NAME)
     missing = {
         key: torch.full_like(value, missing_value(kinds[key], value.dtype))
         for key, value in sample.items()

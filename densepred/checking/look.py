@@ -109,7 +109,7 @@ def _look_into(dataset: DenseDataset, sample: Raw, files: dict[str, Path], class
     for key in (key for key in sample if key not in unknown):
         where = str(files.get(key, f"{key} of {name}"))
         kind = dataset.kinds[key]
-        if kind is Kind.NAME:
+        if kind in (Kind.NAME, Kind.RAYS):  # rays have no place in the image
             continue
         array = np.asarray(sample[key])
         if kind is Kind.INTRINSICS:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from densepred.data.normals_source import NormalsFromFiles as NormalsFromFiles
     from densepred.data.nyu import NYUDepthV2 as NYUDepthV2
     from densepred.data.nyu import NYUDepthV2DataModule as NYUDepthV2DataModule
+    from densepred.data.room_rays import RoomRays as RoomRays
+    from densepred.data.room_rays import RoomRaysDataModule as RoomRaysDataModule
     from densepred.data.rooms import Rooms as Rooms
     from densepred.data.rooms import RoomsDataModule as RoomsDataModule
     from densepred.data.sampler import EpochSampler as EpochSampler
@@ -52,6 +54,8 @@ __getattr__, __all__ = lazy_exports(
         "NormalsFromFiles": "normals_source",
         "PascalVOC": "voc",
         "PascalVOCDataModule": "voc",
+        "RoomRays": "room_rays",
+        "RoomRaysDataModule": "room_rays",
         "Rooms": "rooms",
         "RoomsDataModule": "rooms",
         "SampleTransforms": "transforms",

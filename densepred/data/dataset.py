@@ -121,7 +121,7 @@ def to_tensor(value: Any, kind: Kind) -> Tensor | str:
         return _tensor(array if array.dtype == np.uint8 else array.astype(np.int32))
     if kind is not Kind.IMAGE or array.dtype != np.uint8:
         array = array.astype(np.float32, copy=False)
-    if kind is not Kind.INTRINSICS:
+    if kind not in (Kind.INTRINSICS, Kind.RAYS):
         array = array[None] if array.ndim == 2 else _channels_first(array)
     return _tensor(array)
 

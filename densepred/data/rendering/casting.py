@@ -16,6 +16,7 @@ Region = tuple[Any, ...] | None
 """Which rays may hit a solid, as an index into them; None: no ray."""
 
 CLOSEST = 0.02  # metres before the camera within which nothing is seen
+CONTACT = 1e-3  # metres within which two surfaces touch
 
 
 def camera_rays(scene: Scene, size: tuple[int, int], x: Floats, y: Floats) -> Floats:
@@ -73,6 +74,40 @@ def hits(scene: Scene, origin: Floats, directions: Floats) -> tuple[Floats, Owne
             owners.append(np.where(met, FACES + index, -1).astype(np.int8))
     order = np.argsort(np.stack(along), axis=0, kind="stable")
     return np.take_along_axis(np.stack(along), order, 0), np.take_along_axis(np.stack(owners), order, 0)
+
+
+def exposed_hits(scene: Scene, size: tuple[int, int], pixels: Floats, most: int) -> Floats:
+    """The depths of the surfaces behind pixels that bound free space, hidden ones included, nearest first.
+
+    As `hits`, without those where matter meets matter: where a ray leaves a box that stands on the floor, it enters the
+    floor at once, and no camera anywhere would see either.
+
+    Args:
+        scene: The room.
+        size: Of the image, (height, width).
+        pixels: (x, y).
+        most: How many of a ray; those behind are left out.
+
+    Shape:
+        pixels: (2, N). returns: (most, N), metres along the optical axis, infinite where there are no more.
+    """
+    origin = scene.camera.position.astype(np.float32)[:, None]
+    directions = camera_rays(scene, size, pixels[0], pixels[1])
+    where, step = [_leave_room(scene, origin, directions)[0]], [1]
+    for solid in scene.solids:
+        enter, leave = solid.cross(origin, directions)
+        met = (enter < leave) & (enter > CLOSEST)
+        where += [np.where(met, end, np.float32(np.inf)) for end in (enter, leave)]
+        step += [1, -1]
+    steps = np.array(step)[:, None]
+    # all matter grown by half a contact, so that what touches overlaps; a ray enters and leaves the whole of it
+    order = np.argsort(np.stack(where) - np.float32(CONTACT / 2) * steps, axis=0, kind="stable")
+    along, steps = np.take_along_axis(np.stack(where), order, 0), np.take_along_axis(steps, order, 0)
+    bodies = np.cumsum(steps, axis=0)  # that a ray is in, behind each of the hits
+    exposed = np.where((steps > 0) & (bodies == 1) | (steps < 0) & (bodies == 0), along, np.float32(np.inf))
+    exposed = np.sort(exposed, axis=0)[:most]
+    lacking = np.full((max(most - len(exposed), 0), exposed.shape[1]), np.inf, np.float32)
+    return np.concatenate([exposed, lacking])
 
 
 def _leave_room(scene: Scene, origin: Floats, directions: Floats) -> tuple[Floats, Owners]:
