@@ -36,7 +36,7 @@ FLOORS = [
     },
     {"losses", "metrics", "encoders", "decoders", "refine", "resume", "random_states", "parameter_groups"},
     {"tasks", "network", "balance"},
-    {"module", "hyperparameters", "torchvision_weights", "starting_weights", "anatomy"},
+    {"module", "rays", "resuming", "hyperparameters", "torchvision_weights", "starting_weights", "anatomy"},
     {"callbacks", "inference", "evaluation", "loggers"},
     {"commands", "tuning", "checking"},
     {"cli"},

@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytorch_lightning as pl
 import torch
@@ -13,13 +13,26 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from densepred.callbacks.stop_signals import StopSignals
 from densepred.errors import ConfigurationError
-from densepred.tasks.base import Batch, Task
+from densepred.tasks.base import Batch
+
+
+class Measured(Protocol):
+    """What is measured under a name: a task, or what a module of another make has in its place."""
+
+    @property
+    def name(self) -> str:
+        """Prefix of its metrics."""
+
+    @property
+    def monitor(self) -> tuple[str, str]:
+        """The metric by which checkpoints are chosen, and "min" or "max"."""
+
 
 LONG_VALIDATION = 10.0
 """Seconds; before a validation that takes longer, or whose time is not known yet, the training is saved."""
 
 
-def checkpoints_beside(own: Sequence[pl.Callback], tasks: Sequence[Task]) -> list[ModelCheckpoint]:
+def checkpoints_beside(own: Sequence[pl.Callback], tasks: Sequence[Measured]) -> list[ModelCheckpoint]:
     """What a run keeps, beside the checkpoints that its configuration names.
 
     `last.ckpt`, unless they write it, and, unless they name others, `best.ckpt` by the first task's monitor and
@@ -31,7 +44,7 @@ def checkpoints_beside(own: Sequence[pl.Callback], tasks: Sequence[Task]) -> lis
     return best if kept else [*best, LastCheckpoint()]
 
 
-def best_checkpoints(tasks: Sequence[Task]) -> list[ModelCheckpoint]:
+def best_checkpoints(tasks: Sequence[Measured]) -> list[ModelCheckpoint]:
     """`best.ckpt` by the first task's monitor and `best-<task>.ckpt` by each further task's."""
     return [
         ModelCheckpoint(

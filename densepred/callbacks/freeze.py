@@ -11,7 +11,6 @@ from torch.nn.modules.batchnorm import _NormBase
 from densepred.encoders.base import Encoder
 from densepred.encoders.stages import encoder_stages
 from densepred.errors import ConfigurationError
-from densepred.network import DenseNetwork
 
 
 class Freeze(pl.Callback):
@@ -95,8 +94,8 @@ class Freeze(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Freezes before the strategy wraps the module, so that it exchanges no gradients of what is frozen."""
-        network = getattr(pl_module, "network", None)
-        if stage != "fit" or not isinstance(network, DenseNetwork):
+        encoder = getattr(getattr(pl_module, "network", None), "encoder", None)
+        if stage != "fit" or not isinstance(encoder, Encoder):
             return
         changes = self.until_epoch is not None or self.from_epoch > 0
         if changes and not isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy):
@@ -106,8 +105,8 @@ class Freeze(pl.Callback):
             )
         # a second fit finds what the first one left frozen, which is not fixed by the encoder itself
         _set_trained(self.parameters, True)
-        modules, self.parameters = self.parts(network.encoder)
-        self.paths = [path for path, module in network.encoder.named_modules() if module in set(modules)]
+        modules, self.parameters = self.parts(encoder)
+        self.paths = [path for path, module in encoder.named_modules() if module in set(modules)]
         if self.frozen_in(trainer.current_epoch):
             _set_trained(self.parameters, False)
 
@@ -133,7 +132,7 @@ class Freeze(pl.Callback):
         _set_trained(free, True)
         changed = before != [parameter.requires_grad for parameter in (*frozen, *free)]
         if changed and isinstance(trainer.strategy, DDPStrategy):
-            _wrap_again(trainer.strategy)
+            wrap_again(trainer.strategy)
         if self.frozen_in(trainer.current_epoch - 1):
             for module in self.modules:
                 module.training = True
@@ -169,7 +168,7 @@ def _set_trained(parameters: Iterable[nn.Parameter], trained: bool) -> None:
             parameter.grad = None
 
 
-def _wrap_again(strategy: DDPStrategy) -> None:
+def wrap_again(strategy: DDPStrategy) -> None:
     """DDP exchanges the gradients of what was trained when it was made, no more and no less."""
     strategy.model = strategy.lightning_module
     gc.collect()  # the old wrapper's hooks go with it

@@ -21,7 +21,7 @@ ROOT = "runs"
 
 def import_parts() -> None:
     """Imports every part that a configuration may name, so that their short names work."""
-    for package in ("encoders", "decoders", "refine", "tasks", "losses", "balance", "data", "callbacks"):
+    for package in ("encoders", "decoders", "refine", "tasks", "losses", "balance", "rays", "data", "callbacks"):
         for module in iter_modules(import_module(f"densepred.{package}").__path__):
             import_module(f"densepred.{package}.{module.name}")
     import_module("densepred.schedules")

@@ -36,6 +36,7 @@ from densepred.data.datamodule import DenseDataModule
 from densepred.errors import ConfigurationError, TrainingError
 from densepred.evaluation.callback import Evaluation
 from densepred.evaluation.names import named
+from densepred.hyperparameters import Remembering
 from densepred.inference.options import InferenceOptions
 from densepred.loggers import drop_rows_after, wandb_offline_unless_reachable, with_run_logger
 from densepred.losses.class_weights import with_weights_read
@@ -80,14 +81,14 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 class DensePredCLI(LightningCLI):
-    """LightningCLI for DensePredictor and DenseDataModule, with a run's loggers, callbacks and safe resuming."""
+    """LightningCLI for densepred's modules and DenseDataModule, with a run's loggers, callbacks and safe resuming."""
 
     def __init__(self) -> None:
         self.checkpoint: Path | None = None
         self.vouched: list[str] | None = None
         self._given_ids: list[Any] = []
         super().__init__(
-            DensePredictor,
+            Remembering,  # DensePredictor, or a module of another make
             DenseDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
@@ -140,7 +141,7 @@ class DensePredCLI(LightningCLI):
             config = self.config[self.config.subcommand]
             config.weights_only = True  # plain values and tensors, no code
             config.model.init_args = without_starting_weights(config.model.init_args)  # the checkpoint has them
-        elif self.config.subcommand != "fit" and not self.config[self.config.subcommand].model.init_args.weights:
+        elif self.config.subcommand != "fit" and not self.config[self.config.subcommand].model.init_args.get("weights"):
             raise ConfigurationError(
                 f"densepred {self.config.subcommand} needs --ckpt_path: best, last or a checkpoint's file (or "
                 "--model.weights with a published network). Without one it would measure a network that has not been "
@@ -210,10 +211,17 @@ class DensePredCLI(LightningCLI):
         return trainer
 
     def _standard_callbacks(self, options: Any, own: list[pl.Callback], logger: Any) -> list[pl.Callback]:
-        callbacks: list[pl.Callback] = [Environment(), Panels(), Diagnostics(), Results()]
-        protocols = self._protocols()
-        if self.subcommand != "fit":
-            callbacks.append(Evaluation(protocols, self._get(self.config_init, "inference")))
+        # pictures, protocols and constant predictors are those of pixels
+        pixels = isinstance(self.model, DensePredictor)
+        callbacks: list[pl.Callback] = [Environment(), Results(baseline=pixels)]
+        callbacks += [Panels(), Diagnostics()] if pixels else []
+        protocols, inference = self._protocols(), self._get(self.config_init, "inference")
+        if not pixels and (protocols or inference not in (None, InferenceOptions())):
+            raise ConfigurationError(
+                f"--protocol and --inference are about predictions at pixels; {type(self.model).__name__} makes none."
+            )
+        if self.subcommand != "fit" and pixels:
+            callbacks.append(Evaluation(protocols, inference))
         if options.get("enable_progress_bar") is not False:
             callbacks.append(EpochProgress())
         if options.get("enable_model_summary") is not False:
