@@ -13,6 +13,7 @@ from densepred.decoders.deconvnet import DeconvNetDecoder
 from densepred.decoders.deeplab import DeepLabV3Decoder, TorchvisionDeepLabV3Decoder
 from densepred.decoders.deeplab_plus import DeepLabV3PlusDecoder
 from densepred.decoders.dpt import DPTDecoder
+from densepred.decoders.eigen import EigenDecoder
 from densepred.decoders.fcn import FCNDecoder, TorchvisionFCNDecoder
 from densepred.decoders.fpn import FPNDecoder
 from densepred.decoders.gridnet import GridNetDecoder
@@ -27,6 +28,7 @@ from densepred.decoders.transposed import TransposedConvDecoder
 from densepred.decoders.unet import UNetDecoder
 from densepred.decoders.upernet import UPerNetDecoder
 from densepred.encoders.base import Encoder
+from densepred.encoders.eigen import EigenEncoder
 from densepred.encoders.fcdensenet import FCDenseNetEncoder
 from densepred.encoders.frrn import FRRNEncoder
 from densepred.encoders.fusion import FusionEncoder, NormalsPrior
@@ -83,6 +85,7 @@ ENCODERS = {
     "convnext_tiny": partial(TorchvisionEncoder, "convnext_tiny"),
     "mobilenet_v3_small": partial(TorchvisionEncoder, "mobilenet_v3_small"),
     "efficientnet_b0 OS16": partial(TorchvisionEncoder, "efficientnet_b0", output_stride=16),
+    "eigen": partial(EigenEncoder, "alexnet", hidden=8, channels=8, canvas=(72, 72)),
     "timm resnet": partial(TimmEncoder, "resnet10t"),
     "timm vit": partial(TimmEncoder, "vit_tiny_patch16_224"),
     "wang global": partial(WangGlobalEncoder, widths=FEW),
@@ -125,6 +128,8 @@ DECODERS = {
     "SegFormer": partial(SegFormerDecoder, width=8),
     "DPT": partial(DPTDecoder, width=8),
     "DPT depth": partial(DPTDecoder, width=8, head="depth"),
+    "Eigen": partial(EigenDecoder, width=8, end_to_end=True),
+    "Eigen, two scales": partial(EigenDecoder, width=8, scales=2),
     "FPN": partial(FPNDecoder, width=8, branch_width=8),
     "PSPNet": partial(PSPNetDecoder, width=8),
     "UPerNet": partial(UPerNetDecoder, width=8),
@@ -166,6 +171,10 @@ REFUSED = {
     **{(e, d): why for e in ONE_MAP for d, why in _ONE_MAP_IS_TOO_FEW.items()},
     ("fcn vgg11", "tiramisu"): r"crops to maps that start at the image's corner.*Set the encoder's `padded` to true",
     ("unet unpadded", "tiramisu"): r"crops to maps that start at the image's corner.*Set the encoder's `padded` to",
+    **dict.fromkeys(
+        (("eigen", decoder) for decoder in ("transposed", "resize-convolve", "pixel shuffle")),
+        "coarsest map has stride 4. Give at most 2",
+    ),
     ("timm vit", "FCN-8s"): r"finest_stride 8 needs a map of that stride.*Set finest_stride to one of \[32, 16\]",
 }
 PAIRS = [pair for pair in itertools.product(ENCODERS, DECODERS) if pair not in REFUSED]
@@ -174,6 +183,10 @@ READ_THE_FINEST_ALONE = {"pointwise", "GridNet"}
 
 # each of the last maps comes by layers of its own, which are reached from no other one
 PARALLEL = {"msdnet"}
+
+
+# the finest map of these is the image itself
+IMAGE_AS_FINEST = {"eigen"}
 
 
 class Remembered(Encoder):

@@ -12,6 +12,7 @@ from densepred.decoders.context import ContextDecoder
 from densepred.decoders.deconvnet import DeconvNetDecoder
 from densepred.decoders.deeplab import DeepLabV3Decoder, TorchvisionDeepLabV3Decoder
 from densepred.decoders.deeplab_plus import DeepLabV3PlusDecoder
+from densepred.decoders.eigen import EigenDecoder
 from densepred.decoders.fcn import FCNDecoder, TorchvisionFCNDecoder
 from densepred.decoders.gridnet import GridNetDecoder
 from densepred.decoders.largefov import LargeFOVDecoder
@@ -20,6 +21,7 @@ from densepred.decoders.pointwise import PointwiseDecoder
 from densepred.decoders.segnet import SegNetBasicDecoder, SegNetDecoder
 from densepred.decoders.tiramisu import TiramisuDecoder
 from densepred.decoders.unet import UNetDecoder
+from densepred.encoders.eigen import EigenEncoder
 from densepred.encoders.fcdensenet import FCDenseNetEncoder
 from densepred.encoders.frrn import FRRNEncoder
 from densepred.encoders.gridnet import GridNetEncoder
@@ -31,6 +33,7 @@ from densepred.encoders.vgg_deeplab import DeepLabVGGEncoder
 from densepred.encoders.vgg_dilated import DilatedVGGEncoder
 from densepred.encoders.vgg_fcn import FCNVGGEncoder
 from densepred.encoders.wang import WangGlobalEncoder, WangLocalEncoder
+from densepred.features import FeatureSpec
 from densepred.network import DenseNetwork
 from densepred.refine.crf_rnn import CRFAsRNN
 
@@ -38,6 +41,12 @@ README = Path(__file__).parents[1] / "experiments" / "README.md"
 ROW = re.compile(r"^\| ([^|]+?) \| ([\d,.]+ ?M?) \| ([\d,]+) \| (\d+) \| ", re.MULTILINE)
 
 unet = partial(UNetDecoder, widths=(512, 256, 128, 64), upsampling="transposed", norm="none")
+
+
+def depth_and_normals(spec: FeatureSpec, planes: int) -> EigenDecoder:
+    decoder = EigenDecoder(spec, planes)
+    decoder.divide({"depth": 1, "normals": 3})
+    return decoder
 
 
 def tiramisu(name: str):
@@ -71,6 +80,8 @@ NETWORKS = {
     "FC-DenseNet56": tiramisu("fc_densenet56"),
     "FC-DenseNet67": tiramisu("fc_densenet67"),
     "FC-DenseNet103": tiramisu("fc_densenet103"),
+    "Eigen and Fergus on VGG-16": (EigenEncoder, depth_and_normals),
+    "Eigen and Fergus on AlexNet": (partial(EigenEncoder, "alexnet"), depth_and_normals),
     "Wang et al., global": (WangGlobalEncoder, partial(PatchDecoder, cells=20)),
     "Wang et al., layout": (WangGlobalEncoder, partial(PatchDecoder, single=(300,))),
     "Wang et al., local": (WangLocalEncoder, partial(PatchDecoder, cells=13, hidden=4096)),
