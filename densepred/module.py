@@ -18,6 +18,7 @@ from densepred.encoders.base import Encoder
 from densepred.hyperparameters import Remembering
 from densepred.network import AUXILIARY, EXIT, DenseNetwork
 from densepred.parameter_groups import OptimizerFactory, RateScales, linear_scaling, optimizer_over
+from densepred.penalties import penalties_of
 from densepred.random_states import all_random_states, set_random_state
 from densepred.refine.base import Refiner
 from densepred.resume import continue_after_epoch, keep_configured_rates, keep_on_the_curve
@@ -38,6 +39,7 @@ class DensePredictor(Remembering):
     The loss is the sum over tasks of `task.weight` times the task's loss; with an auxiliary decoder, plus
     `auxiliary_weight` times the same on its planes; of a decoder with several exits, plus the same on the planes of
     each; a `balance` multiplies each by a factor that it finds in training.
+    In training, parts of the network may add terms of their own (`Penalised`), logged as `train/penalty/<name>`.
     Logged: `train/loss`, `train/<task>/loss`, `val/loss` and `val/<task>/<metric>` (`test/...` likewise), all without
     the balance's factors, which are in `train/<task>/weight`. Those of the training are handed over at the steps that
     the trainer logs and at the last of an epoch, as they are at that step.
@@ -204,7 +206,10 @@ class DensePredictor(Remembering):
                 if key.startswith((f"{task.name}/{AUXILIARY}", f"{task.name}/{EXIT}")):
                     factor = 1.0 if key.startswith(f"{task.name}/{EXIT}") else self.auxiliary_weight
                     losses[task.name] = losses[task.name] + factor * task.loss_from_planes(extra, padded)
-        whole = TaskLosses(losses, {task.name: task.weight for task in self._tasks}, maps)
+        penalties = penalties_of(self.network) if stage == "train" else {}
+        for name, value in penalties.items():
+            self._log_loss(stage, f"penalty/{name}", value, batch)
+        whole = TaskLosses(losses, {task.name: task.weight for task in self._tasks}, maps, penalties)
         self._log_loss(stage, "loss", whole.total, batch)
         return whole
 

@@ -241,6 +241,8 @@ def test_every_experiment_trains_a_few_steps_on_tiny_data(path, tmp_path, monkey
         arguments += ["--trainer.callbacks=null"]
     if "dilation8" in path.stem:  # its margin makes 436 pixels of a crop of 64
         arguments += ["--model.encoder.name=vgg11", "--data.batch_size=1"]
+    if "fabric" in path.stem:
+        arguments += ["--model.encoder.scales=4", "--model.encoder.channels=8"]
     if "warmup_steps" in path.read_text():
         arguments += ["--model.lr_scheduler.warmup_steps=1"]
     if "largefov" in path.stem:

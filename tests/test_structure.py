@@ -26,6 +26,7 @@ FLOORS = [
         "codebook",
         "manhattan",
         "palettes",
+        "penalties",
         "schedules",
         "initialisers",
         "dense_block",

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,6 +21,7 @@ class TaskLosses:
         losses: A scalar a task, by name, auxiliary losses included.
         weights: The factor of each task in the total.
         maps: The encoder's maps as the decoders see them; see `branch`.
+        penalties: Terms of the total that belong to no task, by name; no balance weighs them.
 
     Attributes:
         weights: The factor of each task in the total; with a balance its factor is in it.
@@ -31,8 +33,15 @@ class TaskLosses:
         (7.0, tensor([2.0000, 4.2426]))
     """
 
-    def __init__(self, losses: Mapping[str, Tensor], weights: Mapping[str, float], maps: Sequence[Tensor] = ()) -> None:
+    def __init__(
+        self,
+        losses: Mapping[str, Tensor],
+        weights: Mapping[str, float],
+        maps: Sequence[Tensor] = (),
+        penalties: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> None:
         self.losses = dict(losses)
+        self.penalties = dict(penalties)
         self.weights: dict[str, float | Tensor] = dict(weights)
         self.maps = [planes for planes in maps if planes.requires_grad]
         self.total = self._sum(list(self.losses.values()))
@@ -46,7 +55,7 @@ class TaskLosses:
 
     def _sum(self, terms: Sequence[Tensor]) -> Tensor:
         weighted = [weight * term for weight, term in zip(self.weights.values(), terms, strict=True)]
-        return torch.stack(weighted).sum()
+        return torch.stack([*weighted, *self.penalties.values()]).sum()
 
     @property
     def values(self) -> Tensor:

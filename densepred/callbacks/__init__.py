@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from densepred.callbacks.loss_guard import LossGuard as LossGuard
     from densepred.callbacks.panels import Panels as Panels
     from densepred.callbacks.progress import EpochProgress as EpochProgress
+    from densepred.callbacks.prune_links import PruneLinks as PruneLinks
     from densepred.callbacks.recompute import Recompute as Recompute
     from densepred.callbacks.results import Results as Results
     from densepred.callbacks.summary import NetworkSummary as NetworkSummary
@@ -37,6 +38,7 @@ __getattr__, __all__ = lazy_exports(
         "LossGuard": "loss_guard",
         "NetworkSummary": "summary",
         "Panels": "panels",
+        "PruneLinks": "prune_links",
         "Recompute": "recompute",
         "Results": "results",
         "SWA": "averaging",

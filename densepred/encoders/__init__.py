@@ -7,6 +7,7 @@ from densepred.lazy import lazy_exports
 if TYPE_CHECKING:
     from densepred.encoders.base import Encoder as Encoder
     from densepred.encoders.eigen import EigenEncoder as EigenEncoder
+    from densepred.encoders.fabric import FabricEncoder as FabricEncoder
     from densepred.encoders.fcdensenet import FCDenseNetEncoder as FCDenseNetEncoder
     from densepred.encoders.frrn import FRRNEncoder as FRRNEncoder
     from densepred.encoders.fusion import FusionEncoder as FusionEncoder
@@ -34,6 +35,7 @@ __getattr__, __all__ = lazy_exports(
         "Encoder": "base",
         "FCDenseNetEncoder": "fcdensenet",
         "FCNVGGEncoder": "vgg_fcn",
+        "FabricEncoder": "fabric",
         "FRRNEncoder": "frrn",
         "FusionEncoder": "fusion",
         "GridNetEncoder": "gridnet",
