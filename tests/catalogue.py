@@ -28,6 +28,7 @@ from densepred.decoders.transposed import TransposedConvDecoder
 from densepred.decoders.unet import UNetDecoder
 from densepred.decoders.upernet import UPerNetDecoder
 from densepred.encoders.base import Encoder
+from densepred.encoders.fabric import FabricEncoder
 from densepred.encoders.eigen import EigenEncoder
 from densepred.encoders.fcdensenet import FCDenseNetEncoder
 from densepred.encoders.frrn import FRRNEncoder
@@ -76,6 +77,8 @@ ENCODERS = {
     "fc-densenet unpadded": partial(FCDenseNetEncoder, **SMALL_DENSENET, padded=False),
     "frrn": partial(FRRNEncoder, "frrn_a", width=4, residual=4),
     "gridnet": partial(GridNetEncoder, widths=(4, 6, 8, 8)),
+    "fabric": partial(FabricEncoder, layers=3, scales=4, channels=8),
+    "fabric sparse": partial(FabricEncoder, layers=3, scales=4, channels=8, kind="sparse"),
     "msdnet": partial(MSDNetEncoder, blocks=(2, 1), growth=4, width=4),
     "segnet basic": partial(SegNetBasicEncoder, width=8),
     "squeezenet1_1": partial(TorchvisionEncoder, "squeezenet1_1"),
@@ -148,7 +151,7 @@ _OWN_CROPS = ("FCN-8s", "FCN-16s learned", "FCN-32s", "FCN to image", "FCN torch
               "tiramisu")  # fmt: skip
 
 # encoders that come back to one map, of stride 1
-ONE_MAP = ("frrn", "gridnet")
+ONE_MAP = ("frrn", "gridnet", "fabric", "fabric sparse")
 _ONE_MAP_IS_TOO_FEW = {
     **dict.fromkeys(("U-Net", "U-Net transposed", "tiramisu"), "the encoder yields one, of stride 1. Use Pointwise"),
     **dict.fromkeys(("transposed", "resize-convolve", "pixel shuffle"), "coarsest map has stride 1. Give at most 0"),

@@ -21,6 +21,7 @@ from densepred.decoders.pointwise import PointwiseDecoder
 from densepred.decoders.segnet import SegNetBasicDecoder, SegNetDecoder
 from densepred.decoders.tiramisu import TiramisuDecoder
 from densepred.decoders.unet import UNetDecoder
+from densepred.encoders.fabric import FabricEncoder
 from densepred.encoders.eigen import EigenEncoder
 from densepred.encoders.fcdensenet import FCDenseNetEncoder
 from densepred.encoders.frrn import FRRNEncoder
@@ -97,6 +98,7 @@ NETWORKS = {
     "FRRN A": (partial(FRRNEncoder, "frrn_a"), PointwiseDecoder),
     "FRRN B": (partial(FRRNEncoder, "frrn_b"), PointwiseDecoder),
     "GridNet": (GridNetEncoder, GridNetDecoder),
+    "Convolutional neural fabric, 8 x 9 x 64": (FabricEncoder, PointwiseDecoder),
 }
 
 
