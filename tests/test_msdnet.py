@@ -1,17 +1,22 @@
 """MSDNet against the published counts; its exits, and answers within a budget."""
 
 import math
+import re
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from densepred.anatomy.exit_costs import exit_costs
 from densepred.blocks import ConvNormAct
+from densepred.cli import main
 from densepred.decoders.anytime import AnytimeDecoder
 from densepred.decoders.unet import UNetDecoder
 from densepred.encoders.msdnet import MSDNetEncoder
@@ -380,3 +385,38 @@ def test_a_predictor_within_a_budget_takes_pictures_of_any_size():
         )
     )
     assert predictor(np.zeros((61, 83, 3), np.uint8))["segmentation"].shape == (61, 83)
+
+
+def test_the_dense_network_has_the_parameters_and_operations_that_the_table_tells():
+    with torch.device("meta"):
+        net = DenseNetwork(MSDNetEncoder(), AnytimeDecoder, {"segmentation": 11})
+    assert sum(p.numel() for p in net.parameters()) == 9_649_751
+    gmac = [cost / 1e9 for cost in exit_costs(net, (360, 480)).directly]
+    assert gmac == pytest.approx([1.16, 2.42, 4.12, 6.27, 8.86], abs=0.0051)
+    readme = (Path(__file__).parents[1] / "experiments" / "README.md").read_text()
+    assert "9,649,751 parameters, and 1.16, 2.42, 4.12, 6.27 and 8.86 GMAC" in readme
+
+
+def test_predict_keeps_to_a_budget_and_calibrates_confidences_for_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    module = DensePredictor(SMALL(), AnytimeDecoder, [Segmentation(3)])
+    trainer = pl.Trainer(max_steps=0, accelerator="cpu", logger=False, enable_progress_bar=False)
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint("net.ckpt")
+    Path("photos").mkdir()
+    for k in range(8):
+        pixels = np.random.default_rng(k).integers(0, 32 * (k + 1), (48, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(f"photos/{k}.png")
+    costs = exit_costs(network(), (48, 64))
+    command = ["predict", "--ckpt_path", "net.ckpt", "--input", "photos", "--sheet", "0", "--device", "cpu"]
+    assert main([*command, "--output", "first", "--budget", f"{costs.directly[0]}mac"]) == 0
+    assert f"Answers by exit: 1: 8. {costs.directly[0] / 1e6:.1f} MMAC each" in capsys.readouterr().out
+    budget = (costs.on_the_way[0] + costs.on_the_way[2]) // 2
+    assert main([*command, "--output", "mean", "--budget", f"{budget}mac", "--calibrate", "photos"]) == 0
+    told = capsys.readouterr().out
+    assert "Calibrated on 8 pictures: --confidence" in told
+    spent = float(re.search(r"([\d.]+) MMAC each", told)[1])
+    assert spent == pytest.approx(budget / 1e6, rel=0.15)  # eight pictures cannot be shared out finely
+    assert main([*command, "--output", "late", "--calibrate", "photos"]) == 1
+    assert "finds the --confidence for a --budget of operations" in capsys.readouterr().err
