@@ -20,7 +20,8 @@ class TopKCrossEntropyLoss(Loss):
     largest loss (bootstrapped cross-entropy), or the `share` of the known ones with the largest loss; with `threshold`
     also every pixel whose true class has a probability below it (online hard example mining, OHEM; `pixels` is then how
     many are kept at least). An image with fewer known pixels than that keeps them all. Every kept pixel of the batch
-    weighs the same. Which pixels are kept is not differentiated through.
+    weighs the same. Which pixels are kept is not differentiated through. Differs from FRRN's release where an image has
+    fewer known pixels than `pixels`: missing ones count there, with loss 0, so that this image weighs less.
 
     Missing labels (255 in uint8, negative in wider integers) are never kept and give exactly zero gradient; without any
     valid pixel the loss is 0. Computed in float32 under autocast.
