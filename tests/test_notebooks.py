@@ -96,6 +96,16 @@ def test_a_run_is_trained_and_read(in_folder):
     assert list(in_folder.glob("runs/reading/version_*/report.html"))
 
 
+@pytest.mark.slow
+def test_ray_distances_are_drawn_learned_and_written_as_points(in_folder):
+    done = run("07_drdf.ipynb", scenes=4, steps=2, size=(48, 64), scene=0)
+    check_pictures(done, 2)
+    (line,) = [line for line in printed(done).splitlines() if line.startswith("decoded")]
+    assert [float(number) for number in line[len("decoded: [") :].split(",")[:2]] == pytest.approx([2, 5], abs=0.03)
+    (line,) = [line for line in printed(done).splitlines() if line.startswith("the true depth map")]
+    assert line.endswith("of hidden surfaces 0.000")
+
+
 def test_a_parameter_that_a_notebook_does_not_have_is_refused(in_folder):
     with pytest.raises(KeyError, match="speed"):
         run("03_depth_and_normals.ipynb", speed=3)

@@ -8,6 +8,7 @@ from densepred.data.atomic import whole_file
 from densepred.errors import ConfigurationError, DataError
 from densepred.geometry import unproject
 from densepred.inference.cameras import UNKNOWN_CAMERA
+from densepred.inference.points_file import points_ply
 from densepred.inference.prediction import Prediction
 from densepred.sample import Kind, valid_depth
 
@@ -75,34 +76,11 @@ def prediction_ply(prediction: Prediction, intrinsics: np.ndarray | None = None,
 
 
 def ply_bytes(depth: np.ndarray, intrinsics: np.ndarray, image: np.ndarray, normals: np.ndarray | None = None) -> bytes:
-    """The content of `write_ply`'s file.
-
-    Reference:
-        Turk. The PLY Polygon File Format. 1994.
-    """
+    """The content of `write_ply`'s file."""
     _check(depth, intrinsics, image, normals)
     known = valid_depth(depth)
-    fields = [(axis, "<f4") for axis in "xyz"]
-    fields += [(f"n{axis}", "<f4") for axis in "xyz"] if normals is not None else []
-    fields += [(colour, "u1") for colour in ("red", "green", "blue")]
-    vertices = np.empty(int(known.sum()), dtype=fields)
     points = unproject(depth, intrinsics)[known]
-    for index, axis in enumerate("xyz"):
-        vertices[axis] = points[:, index]
-        if normals is not None:
-            vertices[f"n{axis}"] = normals[..., index][known]
-    for index, colour in enumerate(("red", "green", "blue")):
-        vertices[colour] = image[..., index][known]
-    words = {"<f4": "float", "u1": "uchar"}
-    header = [
-        "ply",
-        "format binary_little_endian 1.0",
-        "comment metres in the camera's frame: x right, y down, z forward",
-        f"element vertex {len(vertices)}",
-        *(f"property {words[kind]} {name}" for name, kind in fields),
-        "end_header\n",
-    ]
-    return "\n".join(header).encode("ascii") + vertices.tobytes()
+    return points_ply(points, image[known], None if normals is None else normals[known])
 
 
 def _check(depth: np.ndarray, intrinsics: np.ndarray, image: np.ndarray, normals: np.ndarray | None) -> None:
