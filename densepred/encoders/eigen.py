@@ -121,7 +121,7 @@ class EigenEncoder(Encoder):
                 nn.init.normal_(layer.weight, 0.0, spread)
             nn.init.zeros_(layer.bias)
         tent = torch.tensor(_TENT)
-        self.register_buffer("kernel", (tent[:, None] * tent)[None, None], persistent=False)
+        self.register_buffer("kernel", (tent[:, None] * tent)[None, None])
         self.spec = FeatureSpec((in_channels, channels), (1, _STRIDE))
         self.load_report: LoadReport | None = None
         if weights is not None:
@@ -149,8 +149,8 @@ class EigenEncoder(Encoder):
                 f"{type(self).__name__}: weights is {weights}, but torchvision's AlexNet has other layers than this "
                 "one (64 and 192 channels in place of 96 and 256). Take a VGG, or leave weights out."
             )
-        full = ("full1.weight", "full1.bias", "full2.weight", "full2.bias")
-        return load_pretrained(self, weights, self.name, "features.0.weight", ("classifier.",), keep=full)
+        own = ("full1.weight", "full1.bias", "full2.weight", "full2.bias", "kernel")
+        return load_pretrained(self, weights, self.name, "features.0.weight", ("classifier.",), keep=own)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """A raw image to itself, normalised, and the maps of scale 1."""
