@@ -106,6 +106,16 @@ def test_ray_distances_are_drawn_learned_and_written_as_points(in_folder):
     assert line.endswith("of hidden surfaces 0.000")
 
 
+@pytest.mark.slow
+def test_the_crf_lesson_refines_pictures_and_learns_weights(in_folder):
+    done = run("06_crf.ipynb", size=(64, 96), scenes=2, steps=2)
+    check_pictures(done, 2)
+    (start,) = [line for line in printed(done).splitlines() if line.startswith("scores as they are")]
+    (none,) = [line for line in printed(done).splitlines() if line.startswith(" 0 iterations")]
+    assert start.split()[-1] == none.split()[-1]
+    assert "held-out loss" in printed(done)
+
+
 def test_a_parameter_that_a_notebook_does_not_have_is_refused(in_folder):
     with pytest.raises(KeyError, match="speed"):
         run("03_depth_and_normals.ipynb", speed=3)
