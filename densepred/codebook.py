@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from densepred.blocks import full_precision
 from densepred.codewords import resolved, triangulate
+from densepred.losses.masked import without_autocast
 from densepred.sample import valid_normals
 
 _AT_ONCE = 1 << 15
@@ -74,7 +75,8 @@ class Codebook(nn.Module):
 
     def nearest(self, normals: Tensor) -> Tensor:
         """The codeword at the smallest angle: (B, 3, H, W) to indices (B, H, W)."""
-        return torch.einsum("bchw,kc->bkhw", full_precision(normals), self.codewords).argmax(1)
+        with without_autocast(normals):
+            return torch.einsum("bchw,kc->bkhw", full_precision(normals), self.codewords).argmax(1)
 
     @torch.no_grad()
     def encode(self, normals: Tensor, soft: bool = True) -> Tensor:
@@ -90,7 +92,8 @@ class Codebook(nn.Module):
         batch, _, height, width = normals.shape
         known = valid_normals(normals)
         flat = torch.where(known[:, None], full_precision(normals), 0).permute(0, 2, 3, 1).reshape(-1, 3)
-        shares = torch.cat([self._shares(part, soft) for part in torch.split(flat, _AT_ONCE)])
+        with without_autocast(normals):
+            shares = torch.cat([self._shares(part, soft) for part in torch.split(flat, _AT_ONCE)])
         shares = shares * known.reshape(-1, 1)
         return shares.view(batch, height, width, len(self)).permute(0, 3, 1, 2)
 
@@ -137,4 +140,7 @@ class Codebook(nn.Module):
         Shape:
             probabilities: (B, K, H, W). Returns (B, 3, H, W).
         """
-        return torch.einsum("bkhw,kc->bchw", full_precision(probabilities), self.codewords.to(probabilities.device))
+        probabilities = full_precision(probabilities)
+        # not by a matrix product, which autocast would round
+        axes = [axis.view(1, -1, 1, 1) for axis in self.codewords.to(probabilities).unbind(1)]
+        return torch.stack([(probabilities * axis).sum(1) for axis in axes], 1)

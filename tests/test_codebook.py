@@ -206,6 +206,16 @@ def test_a_missing_normal_has_no_shares(book):
         torch.testing.assert_close(shares[..., 2:].sum(1), torch.ones(1, 4, 3))
 
 
+def test_autocast_rounds_nothing(book):
+    torch.manual_seed(0)
+    normals, scores = facing(1, 9, 10), torch.randn(1, len(book), 9, 10)
+    made = book.encode(normals), book.nearest(normals), book.decode(scores.softmax(1)), book.expectation(scores)
+    with torch.autocast("cpu", torch.bfloat16):
+        again = book.encode(normals), book.nearest(normals), book.decode(scores.softmax(1)), book.expectation(scores)
+    for one, other in zip(made, again, strict=True):
+        torch.testing.assert_close(other, one)
+
+
 def test_the_triangle_of_the_greatest_sum_decides_not_the_greatest_codeword():
     """Checked against every triangle, one by one, in double precision."""
     torch.manual_seed(0)
