@@ -57,7 +57,9 @@ def constants(tasks: list[Task], batch: Batch) -> dict[str, float]:
     return scores(tasks, answers, batch)
 
 
-def overfit(module: DensePredictor, batch: Batch, steps: int, rate: float, goal: dict[str, float]) -> tuple[dict, int]:
+def overfit(
+    module: DensePredictor, batch: Batch, steps: int, rate: float, goal: dict[str, float], bf16: bool
+) -> tuple[dict, int]:
     """Trains the module; errors at the end, and the steps it took."""
     learning = [parameter for parameter in module.network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(learning, lr=rate)
@@ -65,7 +67,9 @@ def overfit(module: DensePredictor, batch: Batch, steps: int, rate: float, goal:
     for step in range(1, steps + 1):
         module.train()
         optimizer.zero_grad()
-        module.training_step(batch, 0).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = module.training_step(batch, 0)
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(learning, 10)
         optimizer.step()
         schedule.step()
@@ -86,6 +90,7 @@ def main() -> int:
     parser.add_argument("--size", nargs=2, type=int, default=(100, 136), metavar=("H", "W"))
     parser.add_argument("--steps", type=int, default=400, help="of each phase")
     parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--share", type=float, default=0.1)
     arguments, options = parser.parse_known_args()
     import_parts()
@@ -103,7 +108,7 @@ def main() -> int:
             module.network.load_state_dict(before.network.state_dict(), strict=False)
         worst = constants(list(module.tasks), batch)
         goal = {name: arguments.share * value for name, value in worst.items()}
-        found, steps = overfit(module, batch, arguments.steps, arguments.rate, goal)
+        found, steps = overfit(module, batch, arguments.steps, arguments.rate, goal, arguments.precision == "bf16")
         row = " | ".join(f"{found[name]:.3f} | {found[name] / worst[name]:.3f}" for name in KEYS)
         print(f"| {path.stem} | {row} | {steps} | {time.perf_counter() - started:.0f} |", flush=True)
         before = module
