@@ -280,3 +280,7 @@ def test_the_options_put_the_crf_behind_everything_else():
 def test_what_cannot_work_is_refused(run, message):
     with pytest.raises(ConfigurationError, match=message):
         run()
+
+
+def test_the_benchmarks_miou_leaves_out_classes_that_are_nowhere():
+    assert BENCHMARK["miou"](np.array([[3, 1, 0], [0, 2, 0], [0, 0, 0]])) == pytest.approx(100 * (3 / 4 + 2 / 3) / 2)
