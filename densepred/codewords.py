@@ -64,8 +64,8 @@ def fit_codewords(normals: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
 
     Nearness is the cosine; a codeword is the mean direction of what is nearest to it. It starts as greedy k-means++
     does: candidates for each further codeword are drawn with probability proportional to 1 - cosine to the nearest
-    there is, and the one that brings most is taken. It ends when no normal changes its codeword, or after 100 rounds. A codeword that has lost all its normals moves to the one that is worst
-    represented.
+    there is, and the one that brings most is taken. It ends when no normal changes its codeword, or after 100 rounds.
+    A codeword that has lost all its normals moves to the one that is worst represented.
 
     Args:
         normals: Unit vectors; zero vectors are missing and left out.

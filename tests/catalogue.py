@@ -28,8 +28,8 @@ from densepred.decoders.transposed import TransposedConvDecoder
 from densepred.decoders.unet import UNetDecoder
 from densepred.decoders.upernet import UPerNetDecoder
 from densepred.encoders.base import Encoder
-from densepred.encoders.fabric import FabricEncoder
 from densepred.encoders.eigen import EigenEncoder
+from densepred.encoders.fabric import FabricEncoder
 from densepred.encoders.fcdensenet import FCDenseNetEncoder
 from densepred.encoders.frrn import FRRNEncoder
 from densepred.encoders.fusion import FusionEncoder, NormalsPrior

@@ -180,8 +180,8 @@ class TestEveryEncoder:
 
 # one a family: a compilation takes seconds
 COMPILED = ("resnet18", "vgg11 conv", "fcn vgg11", "deeplab vgg11", "dilated vgg11", "unet", "unet unpadded",
-            "fc-densenet", "fc-densenet unpadded", "frrn", "gridnet", "fabric", "segnet basic", "squeezenet1_1", "convnext_tiny",
-            "timm resnet", "timm vit")  # fmt: skip
+            "fc-densenet", "fc-densenet unpadded", "frrn", "gridnet", "fabric", "msdnet", "segnet basic",
+            "squeezenet1_1", "convnext_tiny", "timm resnet", "timm vit")  # fmt: skip
 
 
 @pytest.mark.slow

@@ -212,7 +212,9 @@ def test_stages_chain_from_the_command_line_and_the_last_needs_no_earlier_file(c
     assert main(["test", "--ckpt_path", "8/version_0/checkpoints/last.ckpt"]) == 0
 
 
-@pytest.mark.parametrize(("stage", "before"), [("fcn16s", "fcn32s"), ("fcn8s_staged", "fcn16s"), ("crfrnn_fcn8s", "fcn8s_staged")])
+@pytest.mark.parametrize(
+    ("stage", "before"), [("fcn16s", "fcn32s"), ("fcn8s_staged", "fcn16s"), ("crfrnn_fcn8s", "fcn8s_staged")]
+)
 def test_a_staged_experiment_starts_where_the_one_before_ends(stage, before):
     later, earlier = (yaml.safe_load((EXPERIMENTS / f"voc_{name}_vgg16.yaml").read_text()) for name in (stage, before))
     assert later["model"]["init_args"]["init_from"].startswith(earlier["trainer"]["default_root_dir"] + "/version_0/")

@@ -21,8 +21,8 @@ from densepred.decoders.pointwise import PointwiseDecoder
 from densepred.decoders.segnet import SegNetBasicDecoder, SegNetDecoder
 from densepred.decoders.tiramisu import TiramisuDecoder
 from densepred.decoders.unet import UNetDecoder
-from densepred.encoders.fabric import FabricEncoder
 from densepred.encoders.eigen import EigenEncoder
+from densepred.encoders.fabric import FabricEncoder
 from densepred.encoders.fcdensenet import FCDenseNetEncoder
 from densepred.encoders.frrn import FRRNEncoder
 from densepred.encoders.gridnet import GridNetEncoder

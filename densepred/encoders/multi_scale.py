@@ -124,7 +124,9 @@ class Transition(nn.Module):
         super().__init__()
         self.finest = finest
         # rounded at a factor of 1, as in the release
-        left = [int(share * (before // factor)) * factor for before, factor in zip(channels, scales.factors, strict=True)]
+        left = [
+            int(share * (before // factor)) * factor for before, factor in zip(channels, scales.factors, strict=True)
+        ]
         self.channels = [*channels[:finest], *left[finest:]]
         self.layers = nn.ModuleList(
             ConvNormAct(before, after, 1) for before, after in zip(channels[finest:], left[finest:], strict=True)
