@@ -71,9 +71,10 @@ class DenseNetwork(nn.Module):
         if auxiliary is not None:
             maps = len(encoder.spec.strides)
             if not 1 <= auxiliary_depth < maps:
+                way_out = f"Give 1 to {maps - 1}, or leave `auxiliary` out." if maps > 1 else "Leave `auxiliary` out."
                 raise ConfigurationError(
                     f"auxiliary_depth is {auxiliary_depth}: {type(encoder).__name__} yields {maps} maps, and the k-th "
-                    f"auxiliary decoder sees all but the k coarsest. Give 1 to {maps - 1}, or leave `auxiliary` out."
+                    f"auxiliary decoder sees all but the k coarsest. {way_out}"
                 )
             specs = [encoder.spec.without_coarsest(k) for k in range(1, auxiliary_depth + 1)]
             self.auxiliary_decoders = nn.ModuleList(self._build(auxiliary, spec) for spec in specs)

@@ -340,6 +340,16 @@ def test_the_mean_of_expectations_is_the_expectation_of_the_mean_distribution():
     torch.testing.assert_close((task.evidence(first) + task.evidence(second)) / 2, task.codebook.expectation(mean))
 
 
+def test_between_two_cells_the_expectation_goes_from_one_to_the_other_and_stays_at_no_codeword():
+    task = CodebookNormals(20, decode="expectation")
+    two = F.normalize(torch.tensor([[0.3, 0.1, -1.0], [-0.5, 0.2, -1.0]]), dim=1).T.reshape(1, 3, 1, 2)
+    scores = task.codebook.encode(two).log()  # triangles that share no codeword leave nothing between logits
+    found = task.evidence(task.output_from_planes(scores, (1, 16)))
+    exact = task.codebook.expectation(task.codebook.encode(two))
+    torch.testing.assert_close(found, F.interpolate(exact, size=(1, 16), mode="bilinear", align_corners=False))
+    torch.testing.assert_close(task.predict_from_planes(scores, (1, 16)), F.normalize(found, dim=1))
+
+
 def test_a_prediction_is_a_unit_vector_and_is_scored_and_drawn_as_normals_are():
     task = CodebookNormals(20)
     prediction = task.predict(torch.randn(2, 20, 5, 6))

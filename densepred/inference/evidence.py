@@ -9,7 +9,7 @@ from torch import Tensor
 
 from densepred.errors import ConfigurationError
 from densepred.network import DenseNetwork
-from densepred.tasks.base import Task, upsample
+from densepred.tasks.base import Task
 
 Merge = Literal["mean", "logit", "max"]
 
@@ -75,9 +75,8 @@ class NetworkEvidence(Evidence):
         height, width = image.shape[-2:]
         size = self.network.padded_size(height, width)
         planes = self.planes(image)
-        # cropped first: what follows is one pixel at a time
         return {
-            task.name: task.evidence(task.activate(upsample(planes[task.name], size)[..., :height, :width]))
+            task.name: task.evidence(task.output_from_planes(planes[task.name], size)[..., :height, :width])
             for task in self.tasks
         }
 

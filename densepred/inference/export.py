@@ -9,12 +9,11 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.nn import functional as F
 
 from densepred.data.atomic import whole_file
 from densepred.errors import ConfigurationError
 from densepred.network import DenseNetwork
-from densepred.tasks.base import Task
+from densepred.tasks.base import Task, upsample
 
 Also = Literal["evidence", "planes"]
 """What an exported graph may answer beside predictions."""
@@ -86,29 +85,24 @@ class DeployedNetwork(nn.Module):
         planes: dict[str, Tensor] = self.network._decode(self.network.decoders, maps)
         answers: dict[str, Tensor] = {}
         for task in self._each():
-            answers |= self._answers(task, self._covering(planes[task.name], size))
+            answers |= self._answers(task, planes[task.name], size)
         rows, columns = torch.arange(height), torch.arange(width)
         # cropped last, and not by a view: torch.export would ask how a view lies in memory, and refuse all images for
         # which the answer is another than for the traced one
         return {name: answer.index_select(-2, rows).index_select(-1, columns) for name, answer in answers.items()}
 
-    def _covering(self, planes: Tensor, size: tuple[int, int]) -> Tensor:
-        if self.network.encoder.multiple == 1:  # stride 1 planes of encoders with sizes of their own may go beyond
-            planes = planes[..., : size[0], : size[1]]
-        if planes.shape[-2:] == size:
-            return planes
-        return F.interpolate(planes, size=size, mode="bilinear", align_corners=False)
-
     def _each(self) -> list[Task]:
         return cast(list[Task], list(self.tasks))
 
-    def _answers(self, task: Task, planes: Tensor) -> dict[str, Tensor]:
-        output = task.activate(planes)
+    def _answers(self, task: Task, planes: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
+        if self.network.encoder.multiple == 1:  # stride 1 planes of encoders with sizes of their own may go beyond
+            planes = planes[..., : size[0], : size[1]]
+        output = task.output_from_planes(planes, size)
         answers = {task.name: task.predict(output)}
         if "evidence" in self.also:
             answers[f"{task.name}_evidence"] = task.evidence(output)
         if "planes" in self.also:
-            answers[f"{task.name}_planes"] = planes
+            answers[f"{task.name}_planes"] = upsample(planes, size)
         return answers
 
 

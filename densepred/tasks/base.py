@@ -146,13 +146,17 @@ class Task(Recorded, nn.Module, ABC):
         loss: Tensor = self.loss(output, self.target(batch))
         return loss
 
+    def output_from_planes(self, planes: Tensor, size: tuple[int, int]) -> Tensor:
+        """Planes at the decoder's own stride to output at `size`, which they cover exactly: upsampled, activated."""
+        return self.activate(upsample(planes, size))
+
     def loss_from_planes(self, planes: Tensor, batch: Batch) -> Tensor:
         """Planes at the decoder's own stride to a scalar; they cover exactly the batch's image."""
-        return self.compute_loss(self.activate(upsample(planes, batch["image"].shape[-2:])), batch)
+        return self.compute_loss(self.output_from_planes(planes, batch["image"].shape[-2:]), batch)
 
     def predict_from_planes(self, planes: Tensor, size: tuple[int, int]) -> Tensor:
         """Planes at the decoder's own stride to a prediction at `size`, which they cover exactly."""
-        return self.predict(self.activate(upsample(planes, size)))
+        return self.predict(self.output_from_planes(planes, size))
 
 
 def parts(loss: Loss) -> list[Loss]:

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from densepred.blocks import full_precision
 from densepred.codebook import Codebook
 from densepred.encoders.options import check_choice
 from densepred.losses.codebook import CodebookLoss
 from densepred.sample import valid_normals
-from densepred.tasks.base import Batch
+from densepred.tasks.base import Batch, upsample
 from densepred.tasks.normals import Normals
 
 Decode = Literal["triangle", "expectation"]
@@ -39,7 +40,7 @@ class CodebookNormals(Normals):
         soft: Targets are barycentric weights of three codewords; otherwise the nearest codeword alone.
         decode: "triangle" or "expectation".
         per_cell: The loss compares the decoder's own cells with the mean true normal of each, as published; otherwise
-            scores upsampled to the pixels with each pixel's normal.
+            distributions upsampled to the pixels with each pixel's normal.
         weight: Factor of its loss in the sum over tasks.
 
     Shape:
@@ -90,6 +91,14 @@ class CodebookNormals(Normals):
     def activate(self, planes: Tensor) -> Tensor:
         """Scores as they are."""
         return planes
+
+    def output_from_planes(self, planes: Tensor, size: tuple[int, int]) -> Tensor:
+        """Scores at `size`, of the distributions between the cells' own.
+
+        Scores themselves are not interpolated: between two cells only codewords would be left that both know of.
+        """
+        shares = upsample(full_precision(planes).softmax(1), size)
+        return shares.clamp(min=torch.finfo(shares.dtype).tiny).log()
 
     def evidence(self, output: Tensor) -> Tensor:
         """Vectors (B, 3, H, W): the expectation, or the decoded normal."""
