@@ -3,6 +3,7 @@
 import itertools
 from functools import lru_cache, partial
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -46,7 +47,12 @@ from densepred.encoders.vgg_dilated import DilatedVGGEncoder
 from densepred.encoders.vgg_fcn import FCNVGGEncoder
 from densepred.encoders.wang import WangGlobalEncoder, WangLocalEncoder
 from densepred.features import FeatureSpec
+from densepred.half_precision import computes_bfloat16
 from densepred.network import DenseNetwork
+
+needs_bfloat16 = pytest.mark.skipif(
+    not computes_bfloat16("cpu"), reason="this processor has no arithmetic for bfloat16, and would take hours"
+)
 
 SMALL_DENSENET = {"layers": (1, 1, 1, 1, 1), "bottleneck": 2, "growth": 4, "first": 8}
 

@@ -26,6 +26,7 @@ from tests.catalogue import (
     SPEC,
     distance,
     leaves,
+    needs_bfloat16,
     randomise_zeros,
     remembered,
     silent,
@@ -97,6 +98,7 @@ class TestEveryPair:
         assert all(m.is_contiguous(memory_format=torch.channels_last) for m in net.encoder.given)
         assert distance(planes, expected) < 1e-4
 
+    @needs_bfloat16
     def test_bfloat16_autocast_trains(self, net):
         net.train().zero_grad()
         # no smaller: on 2 x 2 cells a 7x7 convolution's gradient is not numbers in bfloat16 (torch 2.15, oneDNN on AMD)
@@ -138,6 +140,7 @@ class TestEveryEncoder:
         assert planes["labels"].shape == (1, 3, 33, 47)
         assert silent(network) == []
 
+    @needs_bfloat16
     def test_bfloat16_autocast_trains(self, network):
         network.train().zero_grad()
         with torch.autocast("cpu", dtype=torch.bfloat16):

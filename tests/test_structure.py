@@ -25,6 +25,7 @@ FLOORS = [
         "codewords",
         "manhattan",
         "palettes",
+        "half_precision",
         "penalties",
         "schedules",
         "initialisers",

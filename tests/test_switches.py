@@ -13,6 +13,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import yaml
+from jsonargparse import Namespace
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.plugins import TorchSyncBatchNorm
@@ -29,6 +30,7 @@ from densepred.callbacks.freeze import Freeze
 from densepred.callbacks.recompute import Recompute
 from densepred.callbacks.throughput import Throughput
 from densepred.cli import main
+from densepred.commands import refusals
 from densepred.data.rooms import RoomsDataModule
 from densepred.decoders.tiramisu import TiramisuDecoder
 from densepred.decoders.unet import UNetDecoder
@@ -437,6 +439,33 @@ def config(tmp_path, monkeypatch):
     path = tmp_path / "rooms.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
+
+
+@pytest.mark.parametrize(
+    ("options", "has", "expected"),
+    [
+        ({"precision": "bf16-mixed", "accelerator": "cpu"}, False, "32-true"),
+        ({"precision": "16-mixed", "accelerator": "cpu"}, False, "32-true"),
+        ({"precision": "bf16-mixed", "accelerator": "cpu"}, True, "bf16-mixed"),
+        ({"precision": "bf16-mixed", "accelerator": "cuda"}, False, "bf16-mixed"),
+        ({"precision": "64-true", "accelerator": "cpu"}, False, "64-true"),
+        ({"accelerator": "cpu"}, False, None),
+    ],
+)
+def test_a_processor_without_half_precision_computes_in_full(options, has, expected, monkeypatch):
+    monkeypatch.setattr(refusals, "computes_bfloat16", lambda device: has or device != "cpu")
+    given = Namespace(options)
+    told = refusals.full_precision_where_half_is_slow(given)
+    assert given.get("precision") == expected
+    assert bool(told) == (expected != options.get("precision"))
+
+
+def test_a_run_says_that_it_is_in_full_precision_and_writes_it_down(config, monkeypatch, capsys):
+    monkeypatch.setattr(refusals, "computes_bfloat16", lambda device: False)
+    assert main(["fit", "--config", str(config), "--trainer.accelerator=cpu", "--trainer.max_epochs=1"]) == 0
+    assert "32-true is taken" in capsys.readouterr().out
+    written = yaml.safe_load(Path("runs/version_0/config.yaml").read_text())
+    assert written["trainer"]["precision"] == "32-true"
 
 
 def test_a_configuration_switches_all_on_and_its_checkpoint_is_tested(config, capsys):

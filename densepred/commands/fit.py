@@ -31,7 +31,7 @@ from densepred.callbacks.throughput import Throughput
 from densepred.codewords import with_codewords_read
 from densepred.commands.arguments import ROOT, RunParser, import_parts, nulls_as_configs, with_checkpoint
 from densepred.commands.out_of_memory import memory_advice, where_memory_ended
-from densepred.commands.refusals import refuse_what_misleads
+from densepred.commands.refusals import full_precision_where_half_is_slow, refuse_what_misleads
 from densepred.data.datamodule import DenseDataModule
 from densepred.errors import ConfigurationError, TrainingError
 from densepred.evaluation.callback import Evaluation
@@ -172,6 +172,8 @@ class DensePredCLI(LightningCLI):
         if self.subcommand != "fit":
             self.save_config_kwargs["config_filename"] = f"{self.subcommand}.yaml"  # config.yaml is the training's
         trainer = self._get(self.config, "trainer")
+        if message := full_precision_where_half_is_slow(trainer):
+            print(message)
         for logger in _as_list(trainer.get("logger")):
             if "wandb" not in getattr(logger, "class_path", "").lower():
                 continue

@@ -16,6 +16,7 @@ from densepred.data.devkit import VOC_CLASSES
 from densepred.data.label_codes import read_classes
 from densepred.data.listing import read_list
 from densepred.errors import ConfigurationError
+from densepred.half_precision import computes_bfloat16
 from densepred.inference.bulk import Bulk, BulkOptions, Outcome
 from densepred.inference.cameras import AssumedCamera
 from densepred.inference.contact import ContactSheet
@@ -52,6 +53,9 @@ def run(arguments: argparse.Namespace) -> int:
         sources = only_named(sources, read_list(arguments.names))
     kinds = _kinds(arguments, predictor)
     truth = {kind: folder for name, kind in _TRUTH.items() if (folder := getattr(arguments, name)) is not None}
+    if arguments.half and not computes_bfloat16(predictor.device.type):
+        print("--half would be hundreds of times slower on this processor, which has no arithmetic for it: left out.")
+        arguments.half = False
     scores = Scores(predictor, truth, _label_classes(arguments.label_classes)) if truth else None
     files = _output(arguments, predictor, networks, kinds, sources)
     bulk, sheet = _bulk(arguments, predictor, files, sources, scores)

@@ -1,4 +1,6 @@
-"""Options of Lightning's trainer that would give wrong numbers here, refused with what to take instead."""
+"""Options of Lightning's trainer that would give wrong numbers here, or take for ever, and what to take instead."""
+
+from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.accelerators import CPUAccelerator
@@ -6,6 +8,7 @@ from pytorch_lightning.callbacks import StochasticWeightAveraging
 
 from densepred.callbacks.checkpoints import refuse_shards
 from densepred.errors import ConfigurationError
+from densepred.half_precision import computes_bfloat16, default_device
 
 
 def refuse_what_misleads(trainer: pl.Trainer) -> None:
@@ -36,3 +39,23 @@ def refuse_what_misleads(trainer: pl.Trainer) -> None:
             "trainer.callbacks: StochasticWeightAveraging replaces the schedule by its own, adds an epoch, and leaves "
             "validation and best.ckpt without the average. Take SWA, which densepred has for it."
         )
+
+
+def full_precision_where_half_is_slow(options: Any) -> str:
+    """Sets a trainer's options to float32 where they ask a processor for a half precision that it has not.
+
+    Args:
+        options: `accelerator` and `precision`, as a configuration has them; changed in place.
+
+    Returns:
+        What was changed, for people; empty where nothing was.
+    """
+    precision, accelerator = str(options.get("precision")), options.get("accelerator")
+    device = accelerator if isinstance(accelerator, str) and accelerator != "auto" else default_device()
+    if precision not in ("bf16-mixed", "16-mixed", "bf16", "16") or computes_bfloat16(device):
+        return ""
+    options.precision = "32-true"
+    return (
+        f"trainer.precision {precision} would be hundreds of times slower on this processor, which has no arithmetic "
+        "for it: 32-true is taken."
+    )
