@@ -172,8 +172,8 @@ class DensePredCLI(LightningCLI):
         if self.subcommand != "fit":
             self.save_config_kwargs["config_filename"] = f"{self.subcommand}.yaml"  # config.yaml is the training's
         trainer = self._get(self.config, "trainer")
-        if message := full_precision_where_half_is_slow(trainer):
-            print(message)
+        if told := full_precision_where_half_is_slow(trainer):
+            print(told)
         for logger in _as_list(trainer.get("logger")):
             if "wandb" not in getattr(logger, "class_path", "").lower():
                 continue
