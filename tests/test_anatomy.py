@@ -14,6 +14,7 @@ import densepred.data
 import densepred.decoders
 import densepred.encoders
 import densepred.losses
+import densepred.refine
 import densepred.tasks
 from densepred.anatomy.memory import step_memory
 from densepred.anatomy.receptive_field import effective_receptive_fields, theoretical_receptive_fields
@@ -218,7 +219,7 @@ def test_the_optimizers_state_is_planned(optimizer, numbers):
 
 FACES = {
     "encoders": densepred.encoders, "decoders": densepred.decoders, "tasks": densepred.tasks,
-    "losses": densepred.losses, "data": densepred.data, "balance": densepred.balance,
+    "losses": densepred.losses, "data": densepred.data, "balance": densepred.balance, "refine": densepred.refine,
 }  # fmt: skip
 
 

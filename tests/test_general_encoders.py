@@ -16,6 +16,7 @@ from densepred.encoders.base import IMAGENET_MEAN, IMAGENET_STD
 from densepred.encoders.timm import TimmEncoder
 from densepred.encoders.torchvision import Border, TorchvisionEncoder
 from densepred.errors import ConfigurationError, WeightsError
+from densepred.features import FeatureSpec
 from densepred.module import DensePredictor
 from densepred.network import DenseNetwork
 from densepred.tasks.segmentation import Segmentation
@@ -402,7 +403,7 @@ def test_timm_dilates_where_it_can_and_says_where_not():
 
 def test_chosen_maps_of_timm():
     assert TimmEncoder("vit_tiny_patch16_224", out_indices=(1, 11)).spec.strides == (16, 16)
-    assert TimmEncoder("resnet18", out_indices=(1, 3)).spec == ((64, 256), (4, 16), ())
+    assert TimmEncoder("resnet18", out_indices=(1, 3)).spec == FeatureSpec((64, 256), (4, 16))
 
 
 @pytest.mark.parametrize(

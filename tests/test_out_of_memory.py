@@ -103,6 +103,7 @@ def test_a_training_that_does_not_fit_says_what_is_planned_and_which_options_hel
 
 
 def test_a_gpu_s_memory_is_told_apart_and_what_is_there_already_is_not_advised(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("densepred.commands.refusals.computes_bfloat16", lambda device: True)
     options = ["--trainer.precision=bf16-mixed", "--trainer.callbacks+=Recompute", "--data.batch_size=1"]
     text = fit(tmp_path, monkeypatch, capsys, *options, loss={"device": True})
     assert "step 0: Tried to allocate 2.00 GiB." in text

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from densepred.blocks import full_precision
 from densepred.codebook import Codebook
 from densepred.decoders.base import DecoderFactory
 from densepred.encoders.base import Encoder
@@ -70,10 +71,10 @@ class NormalsPrior(Recorded, nn.Module):
         multiple = self.encoder.multiple
         size = (-(-height // multiple) * multiple, -(-width // multiple) * multiple)
         planes = self.decoder(self.encoder(pad_planes(image, size, Kind.IMAGE)))
-        planes = F.interpolate(planes.float(), size, mode="bilinear", align_corners=False)[..., :height, :width]
-        if self.codebook is not None:
-            return self.codebook.decode(planes.softmax(1))
-        return F.normalize(planes, dim=1)
+        # of a codebook the distributions are interpolated, as its task does
+        planes = full_precision(planes) if self.codebook is None else full_precision(planes).softmax(1)
+        planes = F.interpolate(planes, size, mode="bilinear", align_corners=False)[..., :height, :width]
+        return F.normalize(planes, dim=1) if self.codebook is None else self.codebook.decode(planes)
 
     def _load(self, weights: str, task: str) -> None:
         tensors = read_state_dict(Path(weights).expanduser())

@@ -27,6 +27,8 @@ class Loss(Recorded, nn.Module, ABC):
     of each); none means either."""
     named_weights: dict[str, float] | None = None
     """Its class weights by the classes' names, where they were given so; a task brings them into its classes' order."""
+    task: str | None = None
+    """The only class of task that learns by it, which brings it along; none means every one of its kind."""
     takes_pixel_weights: bool = False
     """Whether `forward` also takes a weight for each pixel (B, H, W)."""
 

@@ -46,6 +46,7 @@ class CodebookLoss(Loss):
     """
 
     kind = Kind.NORMALS
+    task = "CodebookNormals"
 
     def __init__(self, codebook: int | str | Sequence[Sequence[float]] = 40, soft: bool = True) -> None:
         super().__init__()

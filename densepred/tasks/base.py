@@ -57,6 +57,11 @@ class Task(Recorded, nn.Module, ABC):
                     f"{name!r} are of kind {self.kind}. `densepred list losses` shows all; leave `loss` out for the "
                     "task's own."
                 )
+            if part.task not in (None, *(base.__name__ for base in type(self).__mro__)):
+                raise ConfigurationError(
+                    f"{type(self).__name__}: {type(part).__name__} is what the task {part.task} learns by, which makes "
+                    f"it itself. Take {part.task}, or leave `loss` out."
+                )
         self.name = name
         self.out_channels = out_channels
         self.loss = loss
