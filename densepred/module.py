@@ -4,24 +4,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from densepred import __version__
 from densepred.balance.base import Balance
 from densepred.balance.task_losses import TaskLosses, branch
 from densepred.decoders.base import DecoderFactory
 from densepred.encoders.base import Encoder
-from densepred.hyperparameters import Remembering
 from densepred.network import AUXILIARY, EXIT, DenseNetwork
 from densepred.parameter_groups import OptimizerFactory, RateScales, linear_scaling, optimizer_over
 from densepred.penalties import penalties_of
-from densepred.random_states import all_random_states, set_random_state
 from densepred.refine.base import Refiner
-from densepred.resume import continue_after_epoch, keep_configured_rates, keep_on_the_curve
+from densepred.resuming import Resuming
 from densepred.sample import Kind, counted, pad_planes
 from densepred.schedules import planned_steps
 from densepred.starting_weights import load_fitting
@@ -33,7 +29,7 @@ from densepred.torchvision_weights import load_torchvision_segmentation
 SchedulerFactory = Callable[[Optimizer, int], LRScheduler]
 
 
-class DensePredictor(Remembering):
+class DensePredictor(Resuming):
     """Predicts labels, depth, normals, or any list of tasks, at every pixel of an image.
 
     The loss is the sum over tasks of `task.weight` times the task's loss; with an auxiliary decoder, plus
@@ -146,7 +142,6 @@ class DensePredictor(Remembering):
         self.reference_batch = reference_batch
         self.scores = nn.ModuleDict({stage: Scores(tasks, stage) for stage in ("val", "test")})
         self.asked: Callable[[Batch], dict[str, Tensor]] | None = None
-        self._random_states: list[dict[str, Any]] = []
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Predictions by task name, at the image's size."""
@@ -299,27 +294,6 @@ class DensePredictor(Remembering):
             for scaled in optimizer.param_groups:
                 scaled["lr"] *= linear_scaling(self.trainer, self.reference_batch).factor
         return optimizer
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps which densepred wrote it, and where the random numbers of each process stand."""
-        checkpoint["densepred_version"] = __version__
-        if self._trainer is not None:
-            checkpoint["random_states"] = all_random_states(self.device)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """On resuming, the configured rates win over those in the optimizer's saved state."""
-        self._random_states = checkpoint.get("random_states", [])
-        fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
-        if fitting and checkpoint.get("optimizer_states"):
-            keep_configured_rates(checkpoint, self.build_optimizer())
-
-    def on_train_start(self) -> None:
-        """A resumed run draws on, on its own curve of rates, also where it is now longer than it was."""
-        if self.global_rank < len(self._random_states):
-            set_random_state(self._random_states[self.global_rank], self.device)
-        self._random_states = []
-        continue_after_epoch(self.trainer)
-        keep_on_the_curve(self.trainer)
 
 
 def _is_logged(trainer: Any) -> bool:
