@@ -111,7 +111,7 @@ def count(numbers: Tensor, bins: int) -> Tensor:
     """How often each of 0 .. bins-1 occurs, as int64, without waiting for the device.
 
     Shape:
-        numbers: any, int64, all of them in 0 .. bins-1; returns (bins,).
+        numbers: any, integers, all of them in 0 .. bins-1; returns (bins,).
 
     Example:
         >>> count(torch.tensor([0, 2, 2]), bins=4)

@@ -84,15 +84,19 @@ class SegmentationMetrics(DenseMetric):
             prediction, target = prediction[:, None], target[:, None]
         known = valid_segmentation(target, self.labels)
         side, bins = self.labels + 1, self.confusion.numel()
-        question = torch.arange(target.shape[1], device=target.device)[:, None, None]
+        question = torch.arange(target.shape[1], device=target.device, dtype=torch.int32)[:, None, None]
         cell = (question * side + self._label(target)) * side + self._label(prediction)
         counted = count(torch.where(known, cell, bins), bins + 1)[:bins]
         # not in place: a state made under inference mode could not be changed outside it
         self.confusion = self.confusion + counted.view_as(self.confusion)
 
     def _label(self, labels: Tensor) -> Tensor:
-        labels = labels.long()
-        return torch.where((labels < 0) | (labels >= self.labels), self.labels, labels)
+        # in 32 bits, which are counted several times as fast as 64
+        if labels.dtype == torch.uint8:
+            return labels.to(torch.int32).clamp(max=self.labels)
+        labels = labels if labels.dtype == torch.int64 else labels.to(torch.int32)
+        labels = labels.clamp(-1, self.labels).to(torch.int32)
+        return torch.where(labels < 0, self.labels, labels)
 
     def compute(self) -> dict[str, Tensor]:
         """The measures of everything counted so far."""
