@@ -17,6 +17,25 @@ Activation = Literal["relu", "leaky_relu", "elu", "gelu", "silu", "maxout", "non
 """The nonlinearity after a convolution; see `nonlinearity`."""
 
 
+class BatchNormOfFew(nn.BatchNorm2d):
+    """Batch norm that uses its running statistics where a channel has a single value.
+
+    One value has no variance: PyTorch refuses to normalise it in training. This happens to a globally pooled map in a
+    batch of one image. Training and evaluation then agree; the running statistics are not updated by such a batch.
+
+    Shape:
+        (B, C, H, W) -> (B, C, H, W).
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalised values."""
+        if self.training and input.shape[0] * input.shape[2] * input.shape[3] == 1:
+            return F.batch_norm(
+                input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
+        return super().forward(input)
+
+
 class Maxout(nn.Module):
     """The larger of each two neighbouring channels.
 

@@ -85,6 +85,7 @@ ENCODERS = {
     "gridnet": partial(GridNetEncoder, widths=(4, 6, 8, 8)),
     "fabric": partial(FabricEncoder, layers=3, scales=4, channels=8),
     "fabric sparse": partial(FabricEncoder, layers=3, scales=4, channels=8, kind="sparse"),
+    "fabric budget": partial(FabricEncoder, layers=3, scales=4, channels=8, budget=0.5),
     "msdnet": partial(MSDNetEncoder, blocks=(2, 1), growth=4, width=4),
     "segnet basic": partial(SegNetBasicEncoder, width=8),
     "squeezenet1_1": partial(TorchvisionEncoder, "squeezenet1_1"),
@@ -157,7 +158,7 @@ _OWN_CROPS = ("FCN-8s", "FCN-16s learned", "FCN-32s", "FCN to image", "FCN torch
               "tiramisu")  # fmt: skip
 
 # encoders that come back to one map, of stride 1
-ONE_MAP = ("frrn", "gridnet", "fabric", "fabric sparse")
+ONE_MAP = ("frrn", "gridnet", "fabric", "fabric sparse", "fabric budget")
 _ONE_MAP_IS_TOO_FEW = {
     **dict.fromkeys(("U-Net", "U-Net transposed", "tiramisu"), "the encoder yields one, of stride 1. Use Pointwise"),
     **dict.fromkeys(("transposed", "resize-convolve", "pixel shuffle"), "coarsest map has stride 1. Give at most 0"),

@@ -220,6 +220,7 @@ def test_published_parameters_are_there_by_name():
     assert all(getattr(DenseCRF(), key) == getattr(example, key) for key in PUBLISHED["example"])
     with pytest.raises(ConfigurationError, match="no published CRF 'mine'"):
         DenseCRF.published("mine")
+    assert type(CRFAsRNN.published("crf_rnn")) is DenseCRF
 
 
 class Said(Evidence):
@@ -272,6 +273,9 @@ def test_the_options_put_the_crf_behind_everything_else():
     [
         (lambda: DenseCRF(near=0), "standard deviations above 0"),
         (lambda: DenseCRF(iterations=-1), "at least 0 iterations"),
+        (lambda: DenseCRF(negligible=-0.1), "negligible is -0.1; expected a probability"),
+        (lambda: CRFAsRNN(1), "classes is 1, test_iterations 10; expected at least 2 labels"),
+        (lambda: CRFAsRNN(3, test_iterations=-1), "test_iterations -1; expected .* 0 iterations or more"),
         (lambda: DenseCRF(normalisation="both"), "expected symmetric, after, before or none"),
         (lambda: DenseCRF()(torch.zeros(1, 2, 4, 4), torch.zeros(1, 3, 4, 5)), "cover the same pixels"),
         (lambda: DenseCRF(near=1e-4, colour=1e-4)(*scene()), "Widen the kernel"),

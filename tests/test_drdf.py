@@ -12,8 +12,10 @@ from densepred.data.rendering.casting import camera_rays, exposed_hits, hits, tr
 from densepred.data.rendering.scatter import area, scatter, spread
 from densepred.data.rendering.shapes import Box, Cylinder, Sphere
 from densepred.data.room_rays import RoomRays, RoomRaysDataModule
+from densepred.encoders.fabric import FabricEncoder
 from densepred.encoders.resnet import ResNetEncoder
 from densepred.errors import ConfigurationError
+from densepred.inference.checkpoint import load_network
 from densepred.inference.reconstruction import reconstruct
 from densepred.rays.decoding import smoothed, surfaces_along
 from densepred.rays.field import directed_ray_distance, pixel_grid, rays_through
@@ -448,6 +450,39 @@ def test_fit_and_test_work_from_the_command_line_and_checkpoints_rebuild_the_mod
     assert {int(v) for v in counts} == {2}  # two batches an epoch, frozen in the second
     assert main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "3"]) == 0
     assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 6
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"clamp": -1.0}, "clamp is -1.0"),
+        ({"spread": 0.0}, "spread 0.0 m"),
+        ({"samples": 1}, "samples is 1; expected at least 2"),
+        ({"most": 0}, "most is 0"),
+        ({"grid": (0, 3)}, "grid is 0"),
+        ({"uniform": 0, "near_hits": 0}, r"uniform \+ near_hits is 0"),
+        ({"thresholds": []}, "the number of thresholds is 0"),
+    ],
+)
+def test_options_out_of_their_range_are_refused(options, words):
+    with pytest.raises(ConfigurationError, match=words):
+        RayDistancePredictor(ResNetEncoder("resnet18"), **options)
+
+
+def test_encoders_that_want_multiples_are_given_them():
+    encoder = FabricEncoder(layers=2, scales=4, channels=4)
+    network = RayDistanceNetwork(encoder, width=8, blocks=1).eval()
+    camera = torch.tensor([[[60.0, 0, 35], [0, 60, 25], [0, 0, 1]]])
+    said = network(torch.rand(1, 3, 50, 70), torch.tensor([[[69.0, 49.0]]]), torch.ones(1, 1, 4), camera)
+    assert said.shape == (1, 1, 4)
+
+
+def test_verbs_of_planes_say_what_a_checkpoint_of_rays_is_for(tmp_path):
+    module = RayDistancePredictor(ResNetEncoder("resnet18"))
+    state = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
+    torch.save(state, tmp_path / "rays.ckpt")
+    with pytest.raises(ConfigurationError, match=r"rays\.ckpt is of ray distances.*reconstruct makes points"):
+        load_network(tmp_path / "rays.ckpt")
 
 
 def test_a_protocol_of_pixels_is_refused_for_rays(tmp_path, monkeypatch, capsys):

@@ -183,6 +183,21 @@ def test_the_third_scale_sees_what_the_second_says_of_every_task():
     assert seen[0].shape == (1, 8, 49, 67)
 
 
+def test_labels_are_handed_on_as_probabilities_beside_unit_normals():
+    decoder = EigenDecoder(FeatureSpec((3, 8), (1, 4)), 8, width=16, bias_image=None,
+                           hand_on={"labels": "softmax"}, initialisation="kaiming")  # fmt: skip
+    decoder.divide({"labels": 5, "normals": 3})
+    seen = []
+    decoder.scale3.middle[0].register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    decoder.eval()([torch.rand(1, 3, 40, 56), torch.rand(1, 8, 10, 14)])
+    told = seen[0][0]
+    torch.testing.assert_close(told[:5].sum(0), torch.ones(told.shape[1:]))
+    assert (told[:5] > 0).all()
+    torch.testing.assert_close(told[5:8].norm(dim=0), torch.ones(told.shape[1:]))
+    with pytest.raises(ConfigurationError, match="hand_on is 'logits'"):
+        EigenDecoder(FeatureSpec((3, 8), (1, 4)), 8, hand_on={"labels": "logits"})
+
+
 def test_separate_decoders_see_their_own_task_alone():
     network = DenseNetwork(small_encoder(), small_decoder, TASKS)
     assert len(network.decoders["normals"].scale3.last) == 1

@@ -335,6 +335,11 @@ def test_pruning_refuses_other_encoders_and_averages_of_weights(tmp_path):
         PruneLinks([])
 
 
+def test_a_run_that_ends_before_it_prunes_says_so(tmp_path):
+    with pytest.warns(UserWarning, match=r"epochs are \[1, 4\], counted from 0, but the run ends after 2"):
+        trainer(tmp_path, max_epochs=2, callbacks=[PruneLinks([1, 4], share=0.2)]).fit(module(), loader())
+
+
 @pytest.mark.parametrize("openness", [-2.0, 0.0, 1.5])
 def test_a_gate_is_open_as_often_as_it_says_and_its_values_stay_within_0_and_1(openness):
     torch.manual_seed(0)

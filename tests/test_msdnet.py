@@ -261,6 +261,24 @@ def test_a_budget_of_time_ends_at_the_exit_behind_which_the_next_would_be_late(m
         assert len(ran.blocks) == blocks
 
 
+def test_a_step_that_was_slow_once_is_tried_again(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("densepred.inference.anytime.perf_counter", lambda: now[0])
+    net = network()
+    slow = iter([0.1, 2.0, 0.1])
+
+    def takes_long_at_first(*_: object) -> None:
+        now[0] += next(slow, 0.1)
+
+    for block in net.encoder.blocks:
+        block.register_forward_hook(takes_long_at_first)
+    evidence = AnytimeEvidence(net, [Segmentation(3)], Budget(seconds=1.0))
+    for _ in range(20):
+        left = evidence.taken.copy()
+        evidence(torch.rand(1, 3, 48, 64))
+    assert evidence.taken - left == {3: 1}
+
+
 def sure_of(values: list[list[float]]) -> AnytimeEvidence:
     """A network whose exits are as sure of each image as told."""
     evidence = AnytimeEvidence(network(), [Segmentation(3)], thresholds=(0.5, 0.8))

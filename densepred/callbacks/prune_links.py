@@ -6,6 +6,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import nn
 
 from densepred.callbacks.freeze import wrap_again
@@ -63,6 +64,11 @@ class PruneLinks(pl.Callback):
         if stage != "fit":
             return
         link_strengths(_fabric(pl_module), self.measure)
+        if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= self.epochs[-1]:
+            rank_zero_warn(
+                f"PruneLinks: epochs are {self.epochs}, counted from 0, but the run ends after {trainer.max_epochs} "
+                "(trainer.max_epochs): links stay that were to go. Prune earlier, or train longer."
+            )
         if not isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy):
             raise ConfigurationError(
                 f"PruneLinks: trainer.strategy {type(trainer.strategy).__name__} shares the weights out between "

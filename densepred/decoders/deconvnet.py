@@ -8,9 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from densepred.blocks import Activation, ConvNormAct, Norm, nonlinearity, normalisation
+from densepred.blocks import Activation, BatchNormOfFew, ConvNormAct, Norm, nonlinearity, normalisation
 from densepred.decoders.base import Decoder
-from densepred.decoders.deeplab import BatchNormOfFew
 from densepred.decoders.unpooling import UnpoolingPath, mirrored_channels, pool, unpooling_factors
 from densepred.encoders.loading import LoadReport, fit_tensors
 from densepred.encoders.weights import read_state_dict, weights_file

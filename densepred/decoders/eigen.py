@@ -96,7 +96,8 @@ class EigenDecoder(Decoder):
         bias_image: Height and width of a learned image that is added to planes of scale 2 that stand alone for their
             task, as depth's do: what is usual at each place. It is stretched to the planes. None leaves it out.
         hand_on: What scale 3 sees of tasks of several planes: "unit", the planes divided by their length at each pixel
-            (normals), "softmax" (labels), or "none", as they are. A single plane is handed on as it is.
+            (normals), "softmax" (labels), or "none", as they are; or a choice for each task by its name, "unit" where
+            there is none. A single plane is handed on as it is.
         crop: Height and width, in cells of stride 2, of the window that scale 3 refines in training, elsewhere scale
             2's planes stand, from which it learns nothing: for memory (55 x 74 in the release). The window is drawn
             once a batch. A loss that is a mean over all pixels is so much the smaller. None refines everything.
@@ -131,7 +132,7 @@ class EigenDecoder(Decoder):
         end_to_end: bool = False,
         width: int = 64,
         bias_image: tuple[int, int] | None = (55, 74),
-        hand_on: HandOn = "unit",
+        hand_on: HandOn | dict[str, HandOn] = "unit",
         crop: tuple[int, int] | None = None,
         dropout: float = 0.0,
         initialisation: EigenStart = "published",
@@ -139,7 +140,10 @@ class EigenDecoder(Decoder):
         super().__init__(spec, out_channels)
         for option, value, choices in (
             ("scales", scales, (2, 3)),
-            ("hand_on", hand_on, get_args(HandOn)),
+            *(
+                ("hand_on", way, get_args(HandOn))
+                for way in (hand_on.values() if isinstance(hand_on, dict) else [hand_on])
+            ),
             ("initialisation", initialisation, get_args(EigenStart)),
         ):
             if value not in choices:
@@ -166,6 +170,8 @@ class EigenDecoder(Decoder):
     def divide(self, planes: Mapping[str, int]) -> None:
         """A branch for each task."""
         counts = tuple(planes.values())
+        chosen = self.hand_on
+        self.ways = [chosen.get(name, "unit") if isinstance(chosen, dict) else chosen for name in planes]
         image, coarse = self.spec.channels[0], self.spec.channels[-1]
         rests = self.scales == 3 and not self.end_to_end
         dropout = 0.0 if rests else self.dropout
@@ -211,7 +217,7 @@ class EigenDecoder(Decoder):
         """Scale 3's planes of all tasks, at stride 2."""
         seen = scale3.look(image)
         rows, columns = seen.shape[-2:]
-        told = torch.cat([self._handed_on(planes) for planes in coarse], dim=1)
+        told = torch.cat([_handed_on(planes, way) for planes, way in zip(coarse, self.ways, strict=True)], dim=1)
         told = F.interpolate(told, scale_factor=2.0, mode="nearest")[..., :rows, :columns]
         features = torch.cat([told.to(seen.dtype), seen[:, told.shape[1] :]], dim=1)
         if self.crop is None or not self.training:
@@ -225,13 +231,14 @@ class EigenDecoder(Decoder):
         # a cell of stride 4 is two of stride 2: the last is one more than the margin leaves room for
         return F.pad(planes, (0, 1, 0, 1), mode="replicate")
 
-    def _handed_on(self, planes: Tensor) -> Tensor:
-        if planes.shape[1] == 1 or self.hand_on == "none":
-            return planes
-        if self.hand_on == "softmax":
-            return planes.softmax(1)
-        length = cast(Tensor, torch.linalg.vector_norm(planes, dim=1, keepdim=True))
-        return planes / length.clamp(min=1e-2)
+
+def _handed_on(planes: Tensor, way: HandOn) -> Tensor:
+    if planes.shape[1] == 1 or way == "none":
+        return planes
+    if way == "softmax":
+        return planes.softmax(1)
+    length = cast(Tensor, torch.linalg.vector_norm(planes, dim=1, keepdim=True))
+    return planes / length.clamp(min=1e-2)
 
 
 def _middle(channels: int, width: int, hidden: int, dropout: float) -> nn.Sequential:

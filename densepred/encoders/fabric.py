@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densepred.decoders.deeplab import BatchNormOfFew
+from densepred.blocks import BatchNormOfFew
 from densepred.encoders.base import Encoder
 from densepred.encoders.fabric_layers import FabricLink
 from densepred.encoders.fabric_links import START, Channels, Cost, Ending, Link, Node, all_links, end_of, without

@@ -15,6 +15,7 @@ WINDOW = 55
 STRIDE = 13
 """Pixels a side of the patch in the middle of a window that is answered for."""
 
+_FIRST, _POOLED = 5, 3  # cells a side of the first convolution and of pooling
 _SIDE = 12  # of the last map
 _GROUPS = 2
 
@@ -39,7 +40,7 @@ class WangTrunk(nn.Sequential):
     def __init__(self, in_channels: int, widths: tuple[int, int, int, int]) -> None:
         first, second, third, fourth = widths
         convolutions = [
-            nn.Conv2d(in_channels, first, 5),
+            nn.Conv2d(in_channels, first, _FIRST),
             nn.Conv2d(first, second, 3, padding=1),
             nn.Conv2d(second, third, 3, padding=1, groups=_GROUPS),
             nn.Conv2d(third, fourth, 3, padding=1, groups=_GROUPS),
@@ -50,7 +51,10 @@ class WangTrunk(nn.Sequential):
         for i, convolution in enumerate(convolutions):
             layers += [convolution, nn.ReLU(inplace=True)]
             if i < 2:
-                layers += [nn.MaxPool2d(3, 2, ceil_mode=True), nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0)]
+                layers += [
+                    nn.MaxPool2d(_POOLED, 2, ceil_mode=True),
+                    nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0),
+                ]
         super().__init__(*layers)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -185,8 +189,14 @@ class WangLocalEncoder(_WangEncoder):
         missing = [-size % STRIDE for size in image.shape[-2:]]
         padding = (around, around + missing[1], around, around + missing[0])
         padded = F.pad(self.normalise(image), padding, mode="replicate")
-        windows = padded.unfold(2, WINDOW, STRIDE).unfold(3, WINDOW, STRIDE)
-        batch, channels, rows, columns = windows.shape[:4]
-        flat = windows.permute(0, 2, 3, 1, 4, 5).reshape(-1, channels, WINDOW, WINDOW)
-        seen = self.trunk(flat).view(batch, rows, columns, self.features)
-        return [seen.permute(0, 3, 1, 2)]
+        # windows overlap: the first layers, which pad nothing, see the image once and pool around every pixel, of which
+        # a window takes every second one
+        first, activation, _, norm, *rest = self.trunk
+        once = norm(F.max_pool2d(activation(first(padded)), _POOLED, 1))
+        side = WINDOW - (_FIRST - 1) - (_POOLED - 1)
+        windows = once.unfold(2, side, STRIDE).unfold(3, side, STRIDE)[..., ::2, ::2]
+        batch, channels, rows, columns, height, width = windows.shape
+        flat = windows.permute(0, 2, 3, 1, 4, 5).reshape(-1, channels, height, width)
+        for layer in rest:
+            flat = layer(flat)
+        return [flat.view(batch, rows, columns, self.features).permute(0, 3, 1, 2)]

@@ -178,9 +178,12 @@ class AnytimeEvidence(NetworkEvidence):
     def _reaches_next(self, k: int, costs: ExitCosts, elapsed: float, place: tuple[int, int, int]) -> bool:
         if self.budget.seconds is None:
             return True
-        pace = elapsed / costs.encoder[k]
-        ahead = self._seconds.get((k + 1, *place), pace * (costs.encoder[k + 1] - costs.encoder[k]))
-        return elapsed + ahead + pace * costs.heads[k + 1] <= self.budget.seconds
+        pace, step = elapsed / costs.encoder[k], (k + 1, *place)
+        ahead = self._seconds.get(step, pace * (costs.encoder[k + 1] - costs.encoder[k]))
+        reached = elapsed + ahead + pace * costs.heads[k + 1] <= self.budget.seconds
+        if not reached and step in self._seconds:
+            self._seconds[step] *= 0.9  # a step that was slow once is tried again some time
+        return reached
 
 
 class _Clock:

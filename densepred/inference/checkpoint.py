@@ -40,6 +40,12 @@ def load_network(file: str | Path, allow: Sequence[str] = ()) -> tuple[DenseNetw
     path = Path(file).expanduser()
     checkpoint = read_stored(path)
     plain = checkpoint.get("hyper_parameters") or {}
+    if str(plain.get("_class_path", "")).endswith("RayDistancePredictor"):
+        raise ConfigurationError(
+            f"{path} is of ray distances, which have no planes to predict or export. In Python "
+            "RayDistancePredictor.load_from_checkpoint loads it, and densepred.inference.reconstruction.reconstruct "
+            "makes points of a picture, seen and hidden (notebooks/07_drdf.ipynb)."
+        )
     if not {"encoder", "decoder", "tasks"} <= set(plain):
         raise ConfigurationError(
             f"{path} does not say how its network was built: it holds {', '.join(map(str, list(checkpoint)[:6]))}. "

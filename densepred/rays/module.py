@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from densepred.encoders.base import Encoder
+from densepred.errors import ConfigurationError
 from densepred.metrics.base import WeightedMean
 from densepred.module import SchedulerFactory
 from densepred.parameter_groups import OptimizerFactory, RateScales, optimizer_over
@@ -118,6 +119,22 @@ class RayDistancePredictor(Resuming):
     ) -> None:
         super().__init__()
         self.remember()
+        for option, value, least in (
+            ("samples", samples, 2),
+            ("most", most, 1),
+            ("points", points, 1),
+            ("grid", min(grid), 1),
+            ("uniform", uniform, 0),
+            ("near_hits", near_hits, 0),
+            ("uniform + near_hits", uniform + near_hits, 1),
+            ("the number of thresholds", len(thresholds), 1),
+        ):
+            if value < least:
+                raise ConfigurationError(f"RayDistancePredictor: {option} is {value}; expected at least {least}.")
+        if clamp <= 0 or spread <= 0:
+            raise ConfigurationError(
+                f"RayDistancePredictor: clamp is {clamp} and spread {spread} m; expected lengths above 0."
+            )
         self.network = RayDistanceNetwork(encoder, near, far, width, blocks, octaves, bounded)
         self.clamp = clamp
         self.uniform, self.near_hits, self.spread = uniform, near_hits, spread

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from densepred.encoders.base import Encoder
 from densepred.errors import ConfigurationError
 from densepred.rays.field import rays_through
+from densepred.sample import Kind, pad_planes
 
 
 def positional_encoding(points: Tensor, octaves: int = 6) -> Tensor:
@@ -140,9 +141,10 @@ class RayDistanceNetwork(nn.Module):
 
     def maps(self, image: Tensor) -> Tensor:
         """All maps at the size of the finest, (B, sum of channels, H', W')."""
-        finest, *others = self.encoder(image)
-        size = finest.shape[-2:]
-        resized = [F.interpolate(one, size=size, mode="bilinear", align_corners=True) for one in others]
+        multiple = self.encoder.multiple
+        size = (-(-image.shape[-2] // multiple) * multiple, -(-image.shape[-1] // multiple) * multiple)
+        finest, *others = self.encoder(pad_planes(image, size, Kind.IMAGE))
+        resized = [F.interpolate(one, size=finest.shape[-2:], mode="bilinear", align_corners=True) for one in others]
         return torch.cat([finest, *resized], 1)
 
     def along(self, maps: Tensor, pixels: Tensor, distances: Tensor, intrinsics: Tensor, size: Tensor) -> Tensor:

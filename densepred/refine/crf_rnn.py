@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from densepred.errors import ConfigurationError
 from densepred.refine.dense_crf import DenseCRF, Normalisation
 
 
@@ -30,6 +31,9 @@ class CRFAsRNN(DenseCRF):
     Shape:
         As `DenseCRF`; `refined` gives scores to train on.
 
+    Raises:
+        ConfigurationError: As `DenseCRF`; if there are fewer than 2 labels, or iterations are negative.
+
     Reference:
         Zheng, Jayasumana, Romera-Paredes, Vineet, Su, Du, Huang, Torr. Conditional Random Fields as Recurrent Neural
         Networks. ICCV 2015. arXiv:1502.03240 (3 * classes^2 parameters).
@@ -51,6 +55,11 @@ class CRFAsRNN(DenseCRF):
         test_iterations: int = 10,
         normalisation: Normalisation = "after",
     ) -> None:
+        if classes < 2 or test_iterations < 0:
+            raise ConfigurationError(
+                f"CRFAsRNN: classes is {classes}, test_iterations {test_iterations}; expected at least 2 labels, and 0 "
+                "iterations or more."
+            )
         # the matrices weigh the kernels
         super().__init__(smooth, 1.0, near, colour, 1.0, iterations, normalisation)
         self.labels = classes

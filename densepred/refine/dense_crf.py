@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -106,6 +106,8 @@ class DenseCRF(Refiner):
                 f"DenseCRF wants standard deviations above 0 and at least 0 iterations; got smooth={smooth}, "
                 f"near={near}, colour={colour}, iterations={iterations}."
             )
+        if not 0 <= negligible <= 1:
+            raise ConfigurationError(f"DenseCRF: negligible is {negligible}; expected a probability.")
         if normalisation not in ("symmetric", "after", "before", "none"):
             raise ConfigurationError(
                 f"DenseCRF: normalisation is {normalisation!r}; expected symmetric, after, before or none."
@@ -119,12 +121,12 @@ class DenseCRF(Refiner):
         self.normalisation: Normalisation = normalisation
         self.negligible = negligible
 
-    @classmethod
-    def published(cls, name: Published, iterations: int = 10, negligible: float = 0.0) -> Self:
+    @staticmethod
+    def published(name: Published, iterations: int = 10, negligible: float = 0.0) -> "DenseCRF":
         """One with the parameters of `PUBLISHED`."""
         if name not in PUBLISHED:
             raise ConfigurationError(f"There is no published CRF {name!r}; expected one of {', '.join(PUBLISHED)}.")
-        return cls(**PUBLISHED[name], iterations=iterations, negligible=negligible)  # type: ignore[arg-type]
+        return DenseCRF(**PUBLISHED[name], iterations=iterations, negligible=negligible)  # type: ignore[arg-type]
 
     def forward(self, scores: Tensor, image: Tensor) -> Tensor:
         """Probabilities of labels."""
