@@ -29,8 +29,11 @@ from densepred.data.prepare.sbd import read_sbd_label
 from densepred.data.rasters import DepthReader, ImageReader
 from densepred.decoders.pointwise import PointwiseDecoder
 from densepred.encoders.unet import UNetEncoder
-from densepred.errors import DataError, LabelError, UserError
+from densepred.errors import ConfigurationError, DataError, LabelError, UserError
+from densepred.inference.options import InferenceOptions
 from densepred.inference.photos import read_photo
+from densepred.inference.predictor import Predictor
+from densepred.inference.resizing import short_side_size
 from densepred.module import DensePredictor
 from densepred.tasks.depth import Depth
 from tests.fuzz import fuzz
@@ -372,6 +375,33 @@ def test_prediction_answers_for_the_whole_files_of_a_hostile_folder_and_names_th
     ] == []
 
 
+def test_lines_of_pixels_are_not_enlarged_to_more_than_the_memory_but_told_of_and_strips_are_predicted(tmp_path):
+    predictor = Predictor.load(small_checkpoint(tmp_path / "a.ckpt"), options=InferenceOptions(short_side=120))
+    for size in ((1, 10_000), (10_000, 1)):
+        assert short_side_size(size, 120) == size
+        with pytest.raises(ConfigurationError, match=r"The image is \d+ x \d+; .* more than 32 pixels a side"):
+            predictor(np.zeros((*size, 3), np.uint8))
+    assert predictor(np.zeros((5, 150, 3), np.uint8))["depth"].shape == (1, 5, 150)
+
+
+def test_a_broken_file_does_not_make_the_whole_ones_be_predicted_again(tmp_path, capsys):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in ("a", "b"):
+        Image.fromarray(np.full((40, 48, 3), 99, np.uint8)).save(photos / f"{name}.png")
+    (photos / "c.png").write_bytes(b"")
+    checkpoint = small_checkpoint(tmp_path / "a.ckpt")
+    command = ["predict", "--ckpt_path", str(checkpoint), "--input", str(photos), "--output", str(tmp_path / "out")]
+    assert main(command) == 1
+    assert "2 predicted" in capsys.readouterr().out
+    assert main(command) == 1
+    assert "2 of 3 were there already" in capsys.readouterr().out
+    Image.fromarray(np.full((40, 48, 3), 99, np.uint8)).save(photos / "c.png")
+    os.utime(photos / "c.png", (2e9, 2e9))
+    assert main(command) == 0
+    assert "3 predicted" in capsys.readouterr().out  # all of them for a new sheet
+
+
 def test_a_prediction_that_does_not_fit_on_the_disk_leaves_no_half_of_a_file(tmp_path, capsys):
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 400, 3), np.uint8)).save(tmp_path / "a.png")
     checkpoint, output = small_checkpoint(tmp_path / "a.ckpt"), tmp_path / "out"
@@ -385,3 +415,32 @@ def test_a_prediction_that_does_not_fit_on_the_disk_leaves_no_half_of_a_file(tmp
     assert "make room" in told
     assert "Traceback" not in told
     assert [name for name, content in tree(output).items() if len(content) >= 20_000 or "unfinished" in name] == []
+
+
+def test_batches_of_arrays_are_predicted_and_what_is_no_image_is_told_at_once(tmp_path):
+    predictor = Predictor.load(small_checkpoint(tmp_path / "a.ckpt"))
+    batch = np.random.default_rng(0).integers(0, 255, (2, 40, 50, 3), np.uint8)
+    both = predictor(batch)
+    for one, image in zip(both, batch, strict=True):
+        np.testing.assert_allclose(one["depth"], predictor(image)["depth"], rtol=1e-5)
+    assert len(both) == 2
+    with pytest.raises(DataError, match=r"got bytes.*Image\.open"):
+        predictor(b"\x89PNG")
+    with pytest.raises(DataError, match=r"the image has 50\. Arrays are \(H, W, C\)"):
+        predictor(batch[0].transpose(2, 0, 1))
+
+
+def test_the_first_picture_of_several_in_a_file_is_taken_and_said(tmp_path):
+    frames = [Image.fromarray(np.full((40, 48, 3), value, np.uint8)) for value in (10, 200)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    photo = read_photo(tmp_path / "a.gif", 3)
+    assert photo.notes == ("the first of 2 frames",)
+    assert photo.image.float().mean() < 50
+
+
+@pytest.mark.parametrize("verb", ["export", "check-data", "samples"])
+def test_a_misspelt_option_is_named_and_not_answered_about_data(verb, tmp_path, capsys):
+    checkpoint = small_checkpoint(tmp_path / "a.ckpt")
+    given = ["--ckpt_path", str(checkpoint), "--output", str(tmp_path / "x")] if verb == "export" else []
+    assert main([verb, *given, "--formats", "onnx"]) == 1
+    assert "unrecognized arguments: --formats" in capsys.readouterr().err

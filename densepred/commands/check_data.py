@@ -76,6 +76,9 @@ def build_data(configs: list[dict[str, Any]], options: list[str], verb: str = "c
     Raises:
         ConfigurationError: If neither names one.
     """
+    foreign = [word for word in options if word.startswith("--") and not word.startswith("--data")]
+    if foreign:
+        raise ConfigurationError(f"{verb}: unrecognized arguments: {' '.join(foreign)}. See densepred {verb} --help.")
     if not configs and not any(word.split("=")[0] == "--data" for word in options):
         raise ConfigurationError(
             f"{verb}: no data are named. Give --config FILE, or --data CLASS with its options, such as --data "

@@ -87,8 +87,10 @@ def _from_file(path: Path) -> tuple[np.ndarray, tuple[str, ...], float]:
         with Image.open(io.BytesIO(content)) as header:
             orientation = header.getexif().get(_ORIENTATION, 1)
             focal = film_focal(header)
-            if header.mode in {"P", "1", "PA", "CMYK", "YCbCr", "LAB", "HSV"} or getattr(header, "n_frames", 1) > 1:
-                return np.asarray(_plain(ImageOps.exif_transpose(header))), _turned(orientation), focal
+            frames = getattr(header, "n_frames", 1)
+            if header.mode in {"P", "1", "PA", "CMYK", "YCbCr", "LAB", "HSV"} or frames > 1:
+                notes = (*_turned(orientation), *([f"the first of {frames} frames"] if frames > 1 else []))
+                return np.asarray(_plain(ImageOps.exif_transpose(header))), notes, focal
     except Exception as error:  # damaged files make Pillow raise anything
         raise DataError(unreadable(path, str(error) or type(error).__name__)) from error
     # Pillow has no colour pictures of 16 bits
@@ -171,7 +173,8 @@ def _with_channels(pixels: np.ndarray, channels: int, where: str) -> tuple[np.nd
         return np.repeat(pixels, 3, axis=2), (*notes, "grey, as three equal channels")
     if found == 3 and channels == 1:
         return cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[..., None], (*notes, "colour made grey")
-    raise DataError(f"{where}: the network takes {channels} channels, the image has {found}.")
+    order = " Arrays are (H, W, C): transpose it, or give a tensor (C, H, W)." if pixels.shape[0] == channels else ""
+    raise DataError(f"{where}: the network takes {channels} channels, the image has {found}.{order}")
 
 
 def _on_paper(pixels: np.ndarray) -> tuple[np.ndarray, bool]:

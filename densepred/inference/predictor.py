@@ -180,17 +180,23 @@ class Predictor:
         """Predicts one image, or several.
 
         Args:
-            images: A path, array (H, W, C), tensor (C, H, W) or Pillow image; a batch (B, C, H, W) or a list of images
-                for a list of predictions; any other iterable for an iterator, which reads them one by one. A folder
-                stands for its pictures, in the order of their names.
+            images: A path, array (H, W, C), tensor (C, H, W) or Pillow image; a batch, an array (B, H, W, C) or tensor
+                (B, C, H, W), or a list of images for a list of predictions; any other iterable for an iterator, which
+                reads them one by one. A folder stands for its pictures, in the order of their names.
             evidence: Keep probabilities (and what else the answers are made of) too.
             uncertainty: Keep how sure the answers are too, see `Uncertainty`.
 
         Raises:
-            DataError: If an image cannot be read or has other channels than the network takes.
+            DataError: If an image cannot be read or has other channels than the network takes; an iterator ends there.
+                `densepred predict` skips such a file and lists it at the end.
         """
-        if isinstance(images, Tensor) and images.ndim == 4:
+        if isinstance(images, Tensor | np.ndarray) and images.ndim == 4:
             images = list(images)
+        if isinstance(images, bytes | bytearray | dict):
+            raise DataError(
+                f"Expected an image, several, or a path; got {type(images).__name__}. Of a file's content make a "
+                "picture first: Image.open(io.BytesIO(content))."
+            )
         if isinstance(images, str | Path) and os.path.isdir(Path(images).expanduser()):
             return self._each(pictures_in(Path(images).expanduser()), evidence, uncertainty)
         if isinstance(images, str | Path | np.ndarray | Tensor | Image.Image):

@@ -11,6 +11,8 @@ from densepred.tasks.base import Task
 
 Size = tuple[int, int]
 
+_LONGEST = 16  # times the shorter side
+
 
 def scaled_size(size: Size, scale: float) -> Size:
     """Height and width times `scale`, each rounded to the nearest pixel (halves up), at least 1.
@@ -26,11 +28,17 @@ def scaled_size(size: Size, scale: float) -> Size:
 def short_side_size(size: Size, short_side: int) -> Size:
     """The size whose shorter side is `short_side`, in the image's proportions; the longer side is rounded.
 
+    A strip is not enlarged so far that its longer side is above sixteen times `short_side`: of a line of pixels that
+    would be more than memory holds.
+
     Example:
         >>> short_side_size((480, 640), 240), short_side_size((640, 480), 240)
         ((240, 320), (320, 240))
+        >>> short_side_size((1, 10_000), 240), short_side_size((10, 480), 240)
+        ((1, 10000), (80, 3840))
     """
-    return scaled_size(size, short_side / min(size))
+    longest = max(max(size), _LONGEST * short_side)
+    return scaled_size(size, min(short_side / min(size), longest / max(size)))
 
 
 def resized_image(image: Tensor, size: Size) -> Tensor:
