@@ -199,4 +199,4 @@ class WangLocalEncoder(_WangEncoder):
         flat = windows.permute(0, 2, 3, 1, 4, 5).reshape(-1, channels, height, width)
         for layer in rest:
             flat = layer(flat)
-        return [flat.view(batch, rows, columns, self.features).permute(0, 3, 1, 2)]
+        return [flat.reshape(batch, rows, columns, self.features).permute(0, 3, 1, 2)]
