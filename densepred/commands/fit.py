@@ -3,6 +3,7 @@
 The command line beats the config, and the config beats the checkpoint, learning rates included.
 """
 
+import gc
 import logging
 import signal
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 import yaml
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import LearningRateMonitor
@@ -59,7 +61,15 @@ def run(arguments: list[str]) -> int:
         raise ConfigurationError(str(error)) from error
     finally:
         sys.argv[1:] = saved
+    _end_processes()
     return 0
+
+
+def _end_processes() -> None:
+    """Ends the threads of distributed training while Python still runs: at its exit they may abort a finished run."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        gc.collect()  # what still holds the group
+        torch.distributed.destroy_process_group()
 
 
 def silence_notices() -> None:
