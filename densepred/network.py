@@ -169,8 +169,7 @@ class DenseNetwork(nn.Module):
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
         """The size that planes of an image of this size cover."""
-        multiple = self.encoder.multiple
-        return -(-height // multiple) * multiple, -(-width // multiple) * multiple
+        return self.encoder.padded_size(height, width)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Planes upsampled (bilinear) and cropped to the image's size."""

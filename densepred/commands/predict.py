@@ -193,9 +193,11 @@ def _bulk(
     shown = usual[: max(0, arguments.sheet)]
     there = files.is_current(files.root / SHEET, Path(SHEET))
     last = files.root / FAILED
-    failed = last.read_text(encoding="utf-8") if last.exists() else ""
+    failed = "\n" + last.read_text(encoding="utf-8") if last.exists() else ""
     # those that failed last time, and have not been mended, do not make a new sheet of the others
-    wanted = [one for one in shown if f"{one.path}: " not in failed or one.path.stat().st_mtime > last.stat().st_mtime]
+    wanted = [
+        one for one in shown if f"\n{one.path}: " not in failed or one.path.stat().st_mtime > last.stat().st_mtime
+    ]
     anew = arguments.overwrite or not there or not all(files.finished(one.name, one.path) for one in wanted)
     on_sheet = frozenset(source.name for source in shown if anew)
     sheet = ContactSheet(predictor.tasks) if on_sheet else None

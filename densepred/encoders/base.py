@@ -62,6 +62,11 @@ class Encoder(Recorded, nn.Module, ABC):
         """Image sizes should be multiples of it."""
         return self.spec.strides[-1]
 
+    def padded_size(self, height: int, width: int) -> tuple[int, int]:
+        """The least multiples that an image of this size fits into."""
+        multiple = self.multiple
+        return -(-height // multiple) * multiple, -(-width // multiple) * multiple
+
     def normalise(self, image: Tensor) -> Tensor:
         """A raw image, uint8 or float in [0, 1], to zero mean and unit variance under the weights' statistics."""
         if image.shape[1] != self.in_channels:

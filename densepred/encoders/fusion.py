@@ -68,8 +68,7 @@ class NormalsPrior(Recorded, nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """A raw image to unit vectors."""
         height, width = image.shape[-2:]
-        multiple = self.encoder.multiple
-        size = (-(-height // multiple) * multiple, -(-width // multiple) * multiple)
+        size = self.encoder.padded_size(height, width)
         planes = self.decoder(self.encoder(pad_planes(image, size, Kind.IMAGE)))
         # of a codebook the distributions are interpolated, as its task does
         planes = full_precision(planes) if self.codebook is None else full_precision(planes).softmax(1)

@@ -79,9 +79,8 @@ class DeployedNetwork(nn.Module):
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """A raw image to answers by name."""
         height, width = image.shape[-2:]
-        multiple = self.network.encoder.multiple
-        size = (-(-height // multiple) * multiple, -(-width // multiple) * multiple)
-        maps = self.network.encoder(_extended(image, size) if multiple > 1 else image)
+        size = self.network.padded_size(height, width)
+        maps = self.network.encoder(_extended(image, size) if self.network.encoder.multiple > 1 else image)
         planes: dict[str, Tensor] = self.network._decode(self.network.decoders, maps)
         answers: dict[str, Tensor] = {}
         for task in self._each():

@@ -141,8 +141,7 @@ class RayDistanceNetwork(nn.Module):
 
     def maps(self, image: Tensor) -> Tensor:
         """All maps at the size of the finest, (B, sum of channels, H', W')."""
-        multiple = self.encoder.multiple
-        size = (-(-image.shape[-2] // multiple) * multiple, -(-image.shape[-1] // multiple) * multiple)
+        size = self.encoder.padded_size(image.shape[-2], image.shape[-1])
         finest, *others = self.encoder(pad_planes(image, size, Kind.IMAGE))
         resized = [F.interpolate(one, size=finest.shape[-2:], mode="bilinear", align_corners=True) for one in others]
         return torch.cat([finest, *resized], 1)
