@@ -7,7 +7,7 @@
 The networks are those of the experiments' files, from random weights, with their own tasks. Adam trains each on the
 first training frame, shrunk, whose normals are fitted to its depth, until in evaluation mode the mean angle is under
 `--share` of the best constant normal's; it has `--steps` steps, at a rate that falls to 0 along a cosine. Beside it
-stands what cells of the network's grid can say at best: the mean true normals of cells, encoded, upsampled and decoded
+stands what cells of the network's grid say of the truth: the mean true normals of cells, encoded, upsampled and decoded
 as the network's are. A table of Markdown comes out; the exit status tells whether all came under the share.
 """
 
@@ -108,7 +108,7 @@ def main() -> int:
     import_parts()
     files = arguments.files or sorted([*EXPERIMENTS.glob("nyu_normals_*.yaml"), *EXPERIMENTS.glob("nyu_wang_*.yaml")])
     image, normals = sample(arguments.nyu, tuple(arguments.size))
-    print("| experiment's network | cells | best of such cells | mean angle | constant | ratio | steps | seconds |")
+    print("| experiment's network | cells | means of such cells | mean angle | constant | ratio | steps | seconds |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
     reached = True
     for path in files:
