@@ -42,6 +42,7 @@ from densepred.loggers import RunLogger
 from densepred.module import DensePredictor
 from densepred.network import DenseNetwork
 from densepred.parameter_groups import parameter_groups
+from densepred.rays.module import RayDistancePredictor
 from densepred.schedules import PolyLR
 from densepred.tasks.depth import Depth
 from densepred.tasks.normals import Normals
@@ -302,6 +303,26 @@ def test_images_and_weights_by_pixels_compute_the_same():
     assert all(all(layout) for layout in layouts)
     close(dict(found.state_dict()), dict(plain.state_dict()), 1e-5)
     assert not found.network.encoder._forward_pre_hooks
+
+
+def test_ray_distance_networks_are_laid_out_by_pixels_too():
+    module = RayDistancePredictor(ResNetEncoder("resnet18"), uniform=4, near_hits=4, samples=8, grid=(2, 2))
+    callback = ChannelsLast()
+    image = torch.randint(0, 256, (1, 3, 32, 64), dtype=torch.uint8)
+    before = module.eval().network.maps(image)
+    callback.setup(None, module, "fit")
+    layouts = []
+    first = next(layer for layer in module.network.encoder.modules() if isinstance(layer, torch.nn.Conv2d))
+    first.register_forward_hook(
+        lambda layer, inputs, output: layouts.extend(
+            x.is_contiguous(memory_format=torch.channels_last) for x in (inputs[0], layer.weight, output)
+        )
+    )
+    after = module.network.maps(image)
+    assert layouts and all(layouts)
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+    callback.teardown(None, module, "fit")
+    assert not module.network.encoder._forward_pre_hooks
 
 
 NETWORKS = {

@@ -6,7 +6,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from densepred.network import DenseNetwork
+from densepred.encoders.base import Encoder
 
 
 class ChannelsLast(pl.Callback):
@@ -27,11 +27,12 @@ class ChannelsLast(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Rearranges the weights in place, before an optimizer or another device sees them."""
         network = getattr(pl_module, "network", None)
-        if not isinstance(network, DenseNetwork):
+        encoder = getattr(network, "encoder", None)
+        if not isinstance(network, nn.Module) or not isinstance(encoder, Encoder):
             return
         network.to(memory_format=torch.channels_last)
         self._remove()
-        self._hook = network.encoder.register_forward_pre_hook(_by_pixels)
+        self._hook = encoder.register_forward_pre_hook(_by_pixels)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Images come as they are again; the weights' order harms nobody."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from densepred.callbacks.channels_last import ChannelsLast
 from densepred.data.room_rays import RoomRays
 from densepred.decoders.unet import UNetDecoder
 from densepred.encoders.resnet import ResNetEncoder
@@ -72,15 +73,15 @@ class Losses(pl.Callback):
         print(f"  epoch {trainer.current_epoch + 1}: loss {sum(self.losses) / len(self.losses):.4f}", flush=True)
 
 
-def trained(module: pl.LightningModule, scenes: Scenes, epochs: int, keep: Path | None) -> None:
+def trained(module: pl.LightningModule, scenes: Scenes, epochs: int, precision: str, keep: Path | None) -> None:
     """Trains, or takes the weights that were kept from a training before."""
     if keep is not None and keep.is_file():
         module.load_state_dict(torch.load(keep, weights_only=True))
         module.eval()
         return
     loader = DataLoader(scenes, batch_size=4, shuffle=True, drop_last=True)
-    trainer = pl.Trainer(max_epochs=epochs, accelerator="auto", devices=1, logger=False, callbacks=[Losses()],
-                         enable_checkpointing=False,
+    trainer = pl.Trainer(max_epochs=epochs, accelerator="auto", devices=1, logger=False, precision=precision,
+                         callbacks=[Losses(), ChannelsLast()], enable_checkpointing=False,
                          enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
     start = time.perf_counter()
     trainer.fit(module, loader)
@@ -153,9 +154,7 @@ def picture(drdf: RayDistancePredictor, depth: DensePredictor, scenes: list[dict
         ]
         rows.append([Image.fromarray(panel).resize(PANEL, Image.Resampling.NEAREST) for panel in panels])
     sheet = Image.new("RGB", (len(rows[0]) * (PANEL[0] + 4), len(rows) * (PANEL[1] + 4) + 14), "white")
-    for column, text in enumerate(
-        ("picture", "true ray distance", "predicted, its surfaces", "depth network's surface")
-    ):
+    for column, text in enumerate(TITLES):
         ImageDraw.Draw(sheet).text((column * (PANEL[0] + 4) + 4, 1), text, fill="black")
         for row, panels_of_scene in enumerate(rows):
             sheet.paste(panels_of_scene[column], (column * (PANEL[0] + 4) + 2, row * (PANEL[1] + 4) + 14))
@@ -168,6 +167,8 @@ def main() -> None:
     parser.add_argument("--weights", help="torchvision's ResNet-18, for the trunk of both; random without")
     parser.add_argument("--scenes", type=int, default=240)
     parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--rays", type=int, default=32, help="of each scene in a step of DRDF")
+    parser.add_argument("--precision", default="32-true", help="of training, as Lightning calls it: bf16-mixed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--picture", type=Path, help="write slices of three test scenes there")
     parser.add_argument("--keep", type=Path, help="keep the trained networks in this folder, and take those in it")
@@ -180,7 +181,7 @@ def main() -> None:
     count, epochs, tests = (8, 1, 3) if options.quick else (options.scenes, options.epochs, 16)
     size = (48, 64) if options.quick else (64, 96)
     pl.seed_everything(options.seed)
-    scenes = Scenes(count, size, options.seed, rays=32)
+    scenes = Scenes(count, size, options.seed, options.rays)
     rooms = RoomRays("test", tests, size, options.seed, 500)
     held_out = [rooms[i] for i in range(tests)]
     encoder = partial(ResNetEncoder, "resnet18", weights=options.weights)
@@ -191,11 +192,11 @@ def main() -> None:
         encoder(), NEAR, FAR, uniform=24, near_hits=24, bounded=True, samples=SAMPLES, grid=GRID, **common
     )
     if options.only != "depth":
-        trained(drdf, scenes, epochs, kept("drdf"))
+        trained(drdf, scenes, epochs, options.precision, kept("drdf"))
     pl.seed_everything(options.seed)
     depth = DensePredictor(encoder(), partial(UNetDecoder, widths=(128, 64, 48, 32)), [Depth()], **common)
     if options.only != "drdf":
-        trained(depth, scenes, epochs, kept("depth"))
+        trained(depth, scenes, epochs, options.precision, kept("depth"))
     if options.only:
         return
     grid = pixel_grid(size, *GRID)
