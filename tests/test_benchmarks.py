@@ -2,6 +2,7 @@
 
 import importlib
 import runpy
+import statistics
 from pathlib import Path
 
 import cv2
@@ -28,16 +29,15 @@ def test_every_way_of_loading_gives_crops_of_the_same_size(real_data, load):
     image, labels = (list(batch.values()) if isinstance(batch, dict) else batch)[:2]
     assert image.shape == (2, 3, 480, 480)
     assert labels.shape == (2, 480, 480)
-    assert (image.dtype == torch.uint8) == (load.__name__ in ("ours", "albumentations_uint8"))
+    assert (image.dtype == torch.uint8) == (load.__name__ in ("ours", "ours_decoded", "albumentations_uint8"))
     assert labels.max() <= 255
 
 
 def test_loading_is_several_times_as_fast_as_torchvisions_reference(real_data, one_thread):
     rates = LOADING["measure"](real_data / "voc2012", rounds=3, images=24)
     # measured: 4.4, 5.1 and 1.7
-    assert LOADING["lead"](rates, "torchvision_pil") > 3
-    assert LOADING["lead"](rates, "torchvision_tensor") > 3
-    assert LOADING["lead"](rates, "albumentations") > 1.2
+    for name, least in {"torchvision_pil": 3, "torchvision_tensor": 3, "albumentations": 1.2}.items():
+        assert statistics.median(LOADING["leads"](rates, name)) > least
 
 
 def test_the_ceiling_of_a_stride_is_what_its_upsampling_can_draw():

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from densepred.data.decoded import keeps_decoded
 from densepred.data.jpeg import jpeg_fault
 from densepred.data.png import png_fault
 from densepred.errors import DataError, LabelError
@@ -23,6 +24,7 @@ if os.environ.get(MOST_PIXELS, "").isdecimal():
     )  # Pillow warns at that many, and refuses at twice as many
 
 
+@keeps_decoded
 def read_image(path: Path) -> np.ndarray:
     """A picture as RGB, as its pixels are stored: an EXIF orientation is ignored, for labels do not carry one.
 
@@ -44,6 +46,7 @@ def read_image(path: Path) -> np.ndarray:
     return image
 
 
+@keeps_decoded
 def read_label(path: Path) -> np.ndarray:
     """Class indices, exactly as stored: of a palette image the indices, not its colours.
 
@@ -65,6 +68,7 @@ def read_label(path: Path) -> np.ndarray:
     return labels if labels.dtype == np.uint8 else labels.astype(np.uint8 if image.mode == "1" else np.int32)
 
 
+@keeps_decoded
 def read_depth(path: Path, metres: float = 0.001) -> np.ndarray:
     """Metric depth from a 16-bit PNG, 0 where missing.
 
