@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from densepred.metrics.calibration import CalibrationMetrics as CalibrationMetrics
     from densepred.metrics.depth import DepthMetrics as DepthMetrics
     from densepred.metrics.depth_by_distance import DepthByDistance as DepthByDistance
+    from densepred.metrics.neurites import NeuriteMetrics as NeuriteMetrics
     from densepred.metrics.normals import NormalsMetrics as NormalsMetrics
     from densepred.metrics.regression import RegressionMetrics as RegressionMetrics
     from densepred.metrics.segmentation import SegmentationMetrics as SegmentationMetrics
@@ -20,6 +21,7 @@ __getattr__, __all__ = lazy_exports(
         "DenseMetric": "base",
         "DepthByDistance": "depth_by_distance",
         "DepthMetrics": "depth",
+        "NeuriteMetrics": "neurites",
         "NormalsMetrics": "normals",
         "RegressionMetrics": "regression",
         "SegmentationMetrics": "segmentation",
