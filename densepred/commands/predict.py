@@ -169,7 +169,7 @@ def _output(
     sources: Sequence[Source],
 ) -> OutputFiles:
     root: Path = arguments.output
-    planned = [kind.path(root, source.name) for source in sources if not source.is_video for kind in kinds]
+    planned = (kind.path(root, source.name) for source in sources if not source.is_video for kind in kinds)
     settings = settings_of(networks, _options(arguments), predictor.notes, _bulk_options(arguments), _camera(arguments))
     try:
         root.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,8 @@ from densepred.errors import DataError, LabelError
 
 SHOWN = 5
 """So many faults are spelled out; the rest is counted."""
+_HANDED_OUT = 4096
+"""Samples that wait for a thread; to hand out a million at once takes a gigabyte."""
 
 
 class Fault(NamedTuple):
@@ -42,7 +44,14 @@ def check_files(dataset: DenseDataset, title: str, full: bool = True) -> None:
     if not len(dataset) or not dataset.files(0):
         return
     with ThreadPoolExecutor() as threads:
-        looks = threads.map(lambda index: next(file_faults(dataset, index, full), None), range(len(dataset)))
+        every = range(len(dataset))
+        looks = (
+            fault
+            for start in every[::_HANDED_OUT]
+            for fault in threads.map(
+                lambda index: next(file_faults(dataset, index, full), None), every[start : start + _HANDED_OUT]
+            )
+        )
         bar = tqdm(looks, f"Checking {title}", len(dataset), unit=" samples", delay=2, leave=False)
         faults = [fault.text for fault in bar if fault]
     if faults:

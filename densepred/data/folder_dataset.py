@@ -8,7 +8,7 @@ import numpy as np
 
 from densepred.data.dataset import DenseDataset, Raw, Transforms
 from densepred.data.folder_camera import AXES, Axis, Camera, axes_matrix
-from densepred.data.folder_files import FolderSample
+from densepred.data.folder_listing import FolderSample
 from densepred.data.images import read_size
 from densepred.data.label_codes import LabelReader
 from densepred.data.normals_source import NormalsFromDepth, read_normals

@@ -2,11 +2,14 @@
 
 import os
 import re
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
+from densepred.data.folder_listing import FolderSamples, FoundFiles
 from densepred.errors import ConfigurationError, DataError
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".npy")
@@ -18,14 +21,7 @@ Split = Literal["train", "val", "test"]
 Unmatched = Literal["error", "skip", "missing"]
 
 
-class FolderSample(NamedTuple):
-    """An image with what is known about it: its name, and its files by key."""
-
-    name: str
-    files: dict[str, Path]
-
-
-def find_files(root: Path, pattern: str) -> dict[str, Path]:
+def find_files(root: Path, pattern: str) -> FoundFiles:
     """The picture files of a folder and of the folders in it, by stem.
 
     A stem is the path below the folder without the suffix; in a pattern with a star, what the star stands for.
@@ -38,18 +34,21 @@ def find_files(root: Path, pattern: str) -> dict[str, Path]:
         DataError: If two files have one stem.
     """
     folder, begin, end = _parts(pattern)
-    found: dict[str, Path] = {}
+    endings: dict[str, str] = {}
+    found = FoundFiles(root / folder, begin, endings)
     for place, inner, names in os.walk(root / folder, followlinks=True):
         inner.sort()
+        below = Path(place).relative_to(root / folder).as_posix()
+        before = "" if below == "." else f"{below}/"
         for name in sorted(names):
             stem = _stem(name, begin, end)
             if stem is None:
                 continue
-            path = Path(place, name)
-            key = (path.parent.relative_to(root / folder) / stem).as_posix()
-            if key in found:
-                raise DataError(f"{path}: {found[key].name} has the same name. Take one of them away.")
-            found[key] = path
+            key = before + stem
+            if key in endings:
+                raise DataError(f"{Path(place, name)}: {found[key].name} has the same name. Take one of them away.")
+            # one string for all files that end alike
+            endings[key] = sys.intern(name[len(begin) + len(stem) :])
     return found
 
 
@@ -67,14 +66,14 @@ def _parts(pattern: str) -> tuple[str, str, str | None]:
 
 
 def _stem(name: str, begin: str, end: str | None) -> str | None:
-    path = Path(name)
+    whole, suffix = os.path.splitext(name)
     # a dot: what macOS leaves beside files
-    if name.startswith(".") or path.suffix.lower() not in PICTURES:
+    if name.startswith(".") or suffix.lower() not in PICTURES:
         return None
     if end is None:
-        return path.stem
+        return whole
     # "a/*" has no suffix of its own
-    name, end = (path.stem, "") if not end else (name, end)
+    name, end = (whole, "") if not end else (name, end)
     fits = name.startswith(begin) and name.endswith(end) and len(name) > len(begin) + len(end)
     return name[len(begin) : len(name) - len(end)] if fits else None
 
@@ -136,7 +135,7 @@ class FolderSplits:
         self.val_share, self.test_share, self.seed, self.group_by = val_share, test_share, seed, group_by
         self.unmatched = unmatched
 
-    def samples(self, split: Split) -> list[FolderSample]:
+    def samples(self, split: Split) -> FolderSamples:
         """The samples of a split, by name."""
         source, chosen = self._source(split)
         folder = self.names[source] if self.folder(source) is None else self.folder(source)
@@ -205,16 +204,17 @@ class FolderSplits:
         """Stems without a list: all that have every file, and no target without its image."""
         for key in self.targets:
             orphans = [stem for stem in found[key] if stem not in found["image"]]
-            # patterns may share a folder, in which files of other patterns are no orphans
-            taken = {path for other, files in found.items() if other != key for path in files.values()}
-            orphans = [stem for stem in orphans if found[key][stem] not in taken]
+            if orphans:
+                # patterns may share a folder, in which files of other patterns are no orphans
+                taken = {path for other, files in found.items() if other != key for path in files.values()}
+                orphans = [stem for stem in orphans if found[key][stem] not in taken]
             if orphans and self.unmatched == "error":
                 raise DataError(self._alone(orphans, len(found[key]), f"{key} file", "image"))
         if self.unmatched == "skip":
             return [stem for stem in found["image"] if all(stem in found[key] for key in self.targets)]
         return list(found["image"])
 
-    def _complete(self, stems: list[str], found: Mapping[str, Mapping[str, Path]]) -> list[FolderSample]:
+    def _complete(self, stems: list[str], found: Mapping[str, FoundFiles]) -> FolderSamples:
         """Samples of stems, each with its files."""
         for key in ("image", *self.targets):
             alone = [stem for stem in stems if stem not in found[key]]
@@ -224,9 +224,7 @@ class FolderSplits:
                 stems = [stem for stem in stems if stem in found[key]]
             else:
                 raise DataError(self._alone(alone, len(stems), "image" if key != "image" else "listed name", key))
-        return [
-            FolderSample(stem, {key: files[stem] for key, files in found.items() if stem in files}) for stem in stems
-        ]
+        return FolderSamples(stems, found)
 
     def _alone(self, stems: list[str], count: int, what: str, lacking: str) -> str:
         shown = ", ".join(stems[:SHOWN]) + (f" and {len(stems) - SHOWN} more" if len(stems) > SHOWN else "")
@@ -260,8 +258,7 @@ def read_stems(path: Path, known: Mapping[str, Path]) -> list[str]:
     stems = [_listed(line.strip(), known) for line in lines if line.strip()]
     if not stems:
         raise DataError(f"{path}: the list is empty; expected the name of an image a line.")
-    twice = {stem for stem in stems if stems.count(stem) > 1} if len(set(stems)) < len(stems) else set()
-    if twice:
+    if twice := {stem for stem, times in Counter(stems).items() if times > 1}:
         raise DataError(f"{path}: lists {min(twice)!r} twice; every image counts once. Take one of the lines out.")
     return stems
 

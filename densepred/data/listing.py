@@ -1,5 +1,6 @@
 """List files: which images are in a split."""
 
+from collections import Counter
 from pathlib import Path
 
 from densepred.data.atomic import settle, whole_file
@@ -22,7 +23,7 @@ def read_list(path: Path) -> list[str]:
     if not names:
         raise DataError(f"{path}: the list is empty; expected the name of an image a line.")
     if len(set(names)) < len(names):
-        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        twice = next(name for name, times in Counter(names).items() if times > 1)
         raise DataError(f"{path}: lists {twice!r} twice; every image counts once. Take one of the lines out.")
     return names
 

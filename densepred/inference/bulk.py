@@ -130,9 +130,9 @@ class Bulk:
         bar = tqdm(total=len(todo), unit=" images", disable=not self.options.progress, mininterval=0.2)
         try:
             with bar, DoneBehind[None](self.options.writers, 2 * self.options.writers) as writers:
-                large = [source for source in todo if self.is_large(source)]
+                large = {source: None for source in todo if self.is_large(source)}
                 self._pictures([one for one in todo if not one.is_video and one not in large], writers, bar)
-                self._large(large, bar)
+                self._large(list(large), bar)
                 self._videos([source for source in todo if source.is_video], bar)
         except OSError as error:
             raise self._disk_error(error) from error

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ def digest(file: Path) -> str:
         return hashlib.file_digest(content, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
-def claim(folder: Path, settings: dict[str, Any], planned: Sequence[Path], overwrite: bool) -> Path:
+def claim(folder: Path, settings: dict[str, Any], planned: Iterable[Path], overwrite: bool) -> Path:
     """Writes the settings into an output folder, or finds that they are there already; returns their file.
 
     What is older than that file was made with others, or is to be made anew.
@@ -57,7 +57,7 @@ def claim(folder: Path, settings: dict[str, Any], planned: Sequence[Path], overw
     Args:
         folder: The output folder.
         settings: Of `settings_of`.
-        planned: Files that will be written.
+        planned: Files that will be written; not looked at where the settings are there.
         overwrite: Take the folder whatever is in it.
 
     Raises:
