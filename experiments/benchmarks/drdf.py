@@ -155,7 +155,7 @@ def picture(drdf: RayDistancePredictor, depth: DensePredictor, scenes: list[dict
         rows.append([Image.fromarray(panel).resize(PANEL, Image.Resampling.NEAREST) for panel in panels])
     sheet = Image.new("RGB", (len(rows[0]) * (PANEL[0] + 4), len(rows) * (PANEL[1] + 4) + 14), "white")
     for column, text in enumerate(TITLES):
-        ImageDraw.Draw(sheet).text((column * (PANEL[0] + 4) + 4, 1), text, fill="black")
+        ImageDraw.Draw(sheet).text((column * (PANEL[0] + 4) + 4, 0), text, fill="black", font_size=12)
         for row, panels_of_scene in enumerate(rows):
             sheet.paste(panels_of_scene[column], (column * (PANEL[0] + 4) + 2, row * (PANEL[1] + 4) + 14))
     return sheet.quantize(128)
