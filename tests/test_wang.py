@@ -71,18 +71,22 @@ def test_sizes_are_the_published_ones():
     ]  # fmt: skip
 
 
-def test_weights_start_as_in_the_authors_code():
+@pytest.mark.parametrize("share", [1, 4])
+def test_weights_start_as_in_the_authors_code_and_of_narrow_layers_so_that_sums_are_as_large(share):
     torch.manual_seed(0)
-    encoder = WangLocalEncoder(widths=(16, 32, 64, 32))
+    encoder = WangLocalEncoder(widths=tuple(width // share for width in (64, 192, 384, 256)))
     convolutions = [layer for layer in encoder.trunk if isinstance(layer, torch.nn.Conv2d)]
-    for layer, bias in zip(convolutions, (1.0, 0.0, 1.0, 1.0), strict=True):
-        assert layer.weight.std().item() == pytest.approx(0.01, rel=0.1)
+    for index, (layer, bias) in enumerate(zip(convolutions, (1.0, 0.0, 1.0, 1.0), strict=True)):
+        expected = 0.01 * (share**0.5 if index else 1)
+        assert layer.weight.std().item() == pytest.approx(expected, rel=0.1)
         assert (layer.bias == bias).all()
-    decoder = PatchDecoder(FeatureSpec((500,), (13,)), 40, cells=3, hidden=300)
-    assert decoder.hidden[0].weight.std().item() == pytest.approx(0.005, rel=0.02)
+    decoder = PatchDecoder(FeatureSpec((36_864 // share**2,), (13,)), 4, cells=3, hidden=4096 // share**2)
+    assert decoder.hidden[0].weight.std().item() == pytest.approx(0.005 * share, rel=0.02)
     assert (decoder.hidden[0].bias == 0.1).all()
-    assert decoder.score.weight.std().item() == pytest.approx(0.01, rel=0.02)
+    assert decoder.score.weight.std().item() == pytest.approx(0.01 * share, rel=0.02)
     assert not decoder.score.bias.any()
+    whole = PatchDecoder(FeatureSpec((36_864 // share**2,), (13,)), 4, cells=3)
+    assert whole.score.weight.std().item() == pytest.approx(0.01 * share, rel=0.02)
 
 
 def test_the_trunk_is_the_published_chain_of_layers():

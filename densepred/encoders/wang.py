@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,6 +16,8 @@ WINDOW = 55
 STRIDE = 13
 """Pixels a side of the patch in the middle of a window that is answered for."""
 
+PUBLISHED = (64, 192, 384, 256)
+"""Widths of the four convolutions."""
 _FIRST, _POOLED = 5, 3  # cells a side of the first convolution and of pooling
 _SIDE = 12  # of the last map
 _GROUPS = 2
@@ -27,7 +30,9 @@ class WangTrunk(nn.Sequential):
     same pooling and normalisation; two 3x3 convolutions in two groups. ReLU after each. Pooling rounds up, which makes
     no difference at this size: 51, 25, 12 cells.
 
-    Initialised as the authors' code: N(0, 0.01), biases 1, 0, 1, 1.
+    Initialised as the authors' code: N(0, 0.01), biases 1, 0, 1, 1. Behind convolutions narrower than published the
+    deviation is larger by the root of the ratio, so that what is passed on is of the published size: at 0.01 narrow
+    networks learn no more than how frequent the codewords are.
 
     Args:
         in_channels: Channels of the image.
@@ -47,6 +52,9 @@ class WangTrunk(nn.Sequential):
         ]
         for convolution, bias in zip(convolutions, (1.0, 0.0, 1.0, 1.0), strict=True):
             initialise(convolution, "gaussian", bias)
+        with torch.no_grad():
+            for convolution, width, published in zip(convolutions[1:], widths, PUBLISHED, strict=False):
+                convolution.weight.mul_((published / width) ** 0.5)
         layers: list[nn.Module] = []
         for i, convolution in enumerate(convolutions):
             layers += [convolution, nn.ReLU(inplace=True)]
@@ -119,7 +127,7 @@ class WangGlobalEncoder(_WangEncoder):
     def __init__(
         self,
         in_channels: int = 3,
-        widths: tuple[int, int, int, int] = (64, 192, 384, 256),
+        widths: tuple[int, int, int, int] = PUBLISHED,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
@@ -176,7 +184,7 @@ class WangLocalEncoder(_WangEncoder):
     def __init__(
         self,
         in_channels: int = 3,
-        widths: tuple[int, int, int, int] = (64, 192, 384, 256),
+        widths: tuple[int, int, int, int] = PUBLISHED,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
