@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from densepred.blocks import full_precision
 from densepred.codewords import resolved, triangulate
+from densepred.largest import largest_plane
 from densepred.losses.masked import without_autocast
 from densepred.sample import valid_normals
 
@@ -76,7 +77,8 @@ class Codebook(nn.Module):
     def nearest(self, normals: Tensor) -> Tensor:
         """The codeword at the smallest angle: (B, 3, H, W) to indices (B, H, W)."""
         with without_autocast(normals):
-            return torch.einsum("bchw,kc->bkhw", full_precision(normals), self.codewords).argmax(1)
+            cosine = torch.einsum("bchw,kc->bkhw", full_precision(normals), self.codewords)
+            return largest_plane(cosine, torch.int64)
 
     @torch.no_grad()
     def encode(self, normals: Tensor, soft: bool = True) -> Tensor:
@@ -125,7 +127,7 @@ class Codebook(nn.Module):
         """
         probabilities = full_precision(probabilities)
         corners = [probabilities.index_select(1, self.triangles[:, corner]) for corner in range(3)]
-        best = (corners[0] + corners[1] + corners[2]).argmax(1, keepdim=True)
+        best = largest_plane(corners[0] + corners[1] + corners[2], torch.int64)[:, None]
         words = self.codewords.to(probabilities)
         vectors = torch.zeros_like(probabilities[:, :3])
         for corner, shares in enumerate(corners):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from densepred.errors import ConfigurationError
+from densepred.largest import largest_plane
 from densepred.sample import valid_normals
 
 
@@ -79,7 +80,7 @@ def rectified(normals: Tensor, directions: Tensor) -> Tensor:
         tensor([ 0.,  0., -1.])
     """
     batch = directions.expand(len(normals), *directions.shape[-2:]).to(normals)
-    nearest = torch.einsum("bchw,bnc->bnhw", normals, batch).argmax(1)
+    nearest = largest_plane(torch.einsum("bchw,bnc->bnhw", normals, batch), torch.int64)
     chosen = torch.stack([own[index] for own, index in zip(batch, nearest, strict=True)]).permute(0, 3, 1, 2)
     return torch.where(valid_normals(normals)[:, None], chosen, 0)
 

@@ -21,6 +21,7 @@ FLOORS = [
         "recipe",
         "blocks",
         "geometry",
+        "largest",
         "plane_fit",
         "codewords",
         "manhattan",

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from densepred.blocks import full_precision
+from densepred.largest import largest_plane
 from densepred.losses.masked import without_autocast
 
 _COLUMN_BLOCK = 64
@@ -128,12 +129,11 @@ def upsampled_labels(planes: Tensor, size: tuple[int, int], dtype: torch.dtype) 
         tensor([[[1, 1, 0, 0]]], dtype=torch.uint8)
     """
     if planes.shape[2:] == tuple(size):
-        return planes.max(dim=1).indices.to(dtype)
+        return largest_plane(planes, dtype)
     labels = torch.empty((planes.shape[0], *size), dtype=dtype, device=planes.device)
     with without_autocast(planes):
         bands = Bands(full_precision(planes), size)
         for images in bands.groups:
             for block, band in bands.over(bands.widen(images)):
-                # max gives the same indices as argmax several times faster
-                labels[images, block.pixels] = band.max(dim=2).indices.transpose(0, 1).to(dtype)
+                labels[images, block.pixels] = largest_plane(band.permute(1, 2, 0, 3), dtype)
     return labels

@@ -7,6 +7,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from densepred.errors import ConfigurationError, DataError
+from densepred.largest import largest_plane
 from densepred.losses.bands import upsampled_labels
 from densepred.losses.base import Loss
 from densepred.losses.class_weights import ClassWeights, in_order, read_class_weights
@@ -157,8 +158,7 @@ class Segmentation(Task):
     def predict(self, output: Tensor) -> Tensor:
         """Logits to labels, in the sample's format: uint8 where the classes fit, else int32."""
         if self.mode == "multiclass":
-            # max gives the same indices as argmax several times faster
-            return output.max(dim=1).indices.to(self._label_dtype)
+            return largest_plane(output, self._label_dtype)
         present = (output > 0).to(torch.uint8)
         return present[:, 0] if self.mode == "binary" else present
 
