@@ -319,7 +319,8 @@ def test_ray_distance_networks_are_laid_out_by_pixels_too():
         )
     )
     after = module.network.maps(image)
-    assert layouts and all(layouts)
+    assert layouts
+    assert all(layouts)
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
     callback.teardown(None, module, "fit")
     assert not module.network.encoder._forward_pre_hooks
