@@ -60,6 +60,15 @@ def test_the_fused_loss_is_interpolate_and_cross_entropy(size, image, weighted, 
         assert (gradient - expected_gradient).abs().max() <= 4 * tolerance * scale
 
 
+@pytest.mark.parametrize("image", [(12, 17), (24, 34)])
+@pytest.mark.usefixtures("small_bands")
+def test_planes_laid_out_by_pixels_give_the_same(image):
+    planes, labels = torch.randn(2, 5, 12, 17), torch.randint(0, 5, (2, *image))
+    by_channels = with_gradient(upsampled_cross_entropy, planes, labels)
+    by_pixels = with_gradient(upsampled_cross_entropy, planes.contiguous(memory_format=torch.channels_last), labels)
+    torch.testing.assert_close(by_pixels, by_channels, rtol=1e-6, atol=1e-8)
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 def test_the_fused_gradient_agrees_with_finite_differences(smoothing):
     labels = torch.randint(0, 3, (2, 9, 7))

@@ -79,15 +79,16 @@ class Bands:
         group = min(batch, max(1, budget // (channels * height * size[1])))
         self.groups = [slice(start, min(start + group, batch)) for start in range(0, batch, group)]
         rows = min(size[0], max(1, budget // (group * channels * size[1])))
+        # planes as high or as wide as the image need no product (and their matrix would not be narrow)
+        self.as_high = height == size[0]
         self.row_blocks = blocks(height, size[0], rows, planes)
-        # planes as wide as the image need no product (and their matrix would not be narrow)
         self.column_blocks = blocks(width, size[1], _COLUMN_BLOCK, planes) if width != size[1] else []
 
     def widen(self, images: slice) -> Tensor:
         """Planes of a group of images at full width, rows first: (h, G, C, W)."""
         planes = self.planes[images].permute(2, 0, 1, 3)
         if not self.column_blocks:
-            return planes.contiguous()
+            return planes if self.as_high else planes.contiguous()
         wide = planes.new_empty(*planes.shape[:3], self.size[1])
         for block in self.column_blocks:
             wide[..., block.pixels] = planes[..., block.cells] @ block.weights.T
@@ -95,9 +96,18 @@ class Bands:
 
     def over(self, wide: Tensor) -> Iterator[tuple[Block, Tensor]]:
         """Bands (r, G, C, W) of the planes at full size, each new in memory, with the rows that they are."""
-        flat = wide.flatten(1)
         for block in self.row_blocks:
-            yield block, (block.weights @ flat[block.cells]).view(-1, *wide.shape[1:])
+            if self.as_high:
+                yield block, wide[block.pixels].clone(memory_format=torch.contiguous_format)
+            else:
+                yield block, (block.weights @ wide[block.cells].flatten(1)).view(-1, *wide.shape[1:])
+
+    def collect(self, block: Block, band: Tensor, wide: Tensor) -> None:
+        """The transpose of `over`: adds the gradient of a band (r, G, C, W) to that of the widened planes."""
+        if self.as_high:
+            wide[block.pixels] = band  # which no other band reads
+        else:
+            wide.flatten(1)[block.cells].addmm_(block.weights.T, band.flatten(1))
 
     def narrow(self, wide: Tensor) -> Tensor:
         """The transpose of `widen`: gradient (h, G, C, W) to gradient (G, C, h, w)."""

@@ -25,7 +25,8 @@ def upsampled_cross_entropy(
     Equal to `cross_entropy(F.interpolate(planes, target.shape[1:], mode="bilinear"), target, ...)`. That writes the
     logits of full resolution, their softmax and both gradients to memory. Here a band of rows at a time is upsampled;
     softmax minus truth, the gradient of the logits, is made in its place, and goes straight back through the transposed
-    interpolation. The gradient is thus known at the end of the forward pass, at the size of `planes`.
+    interpolation. The gradient is thus known at the end of the forward pass, at the size of `planes`. Planes that have
+    the labels' size already take the same way on the CPU, where it saves passes over memory, and torch's elsewhere.
 
     Missing labels give exactly zero gradient; without any valid pixel the loss is 0. Computed in float32 under
     autocast, without device synchronisation, and, unlike torch's backward of bilinear interpolation on CUDA,
@@ -56,8 +57,8 @@ def upsampled_cross_entropy(
             f"upsampled_cross_entropy: planes of size {tuple(planes.shape)} want labels of size "
             f"({planes.shape[0]}, H, W); got {tuple(target.shape)}."
         )
-    if planes.shape[2:] == target.shape[1:]:
-        # there is nothing to save
+    if planes.shape[2:] == target.shape[1:] and planes.device.type != "cpu":
+        # nothing is upsampled; on the CPU bands still save passes over memory
         return cross_entropy(planes, target, class_weights, label_smoothing, pixel_weights)
     known, alarm = known_labels(target, planes.shape[1])
     planes = full_precision(planes)
@@ -124,7 +125,7 @@ def _group(
         loss = _softmax_minus_truth_(band, index, weight * (1 - smoothing), spread)
         sums.append(torch.stack([loss, weight.sum()]))
         if wide_gradient is not None:
-            wide_gradient.flatten(1)[block.cells].addmm_(block.weights.T, band.flatten(1))
+            bands.collect(block, band, wide_gradient)
     if gradient is not None and wide_gradient is not None:
         gradient[images] = bands.narrow(wide_gradient)
     return torch.stack(sums).sum(0)
