@@ -41,14 +41,21 @@ def interpolation_matrix(cells: int, pixels: int, dtype: torch.dtype, device: to
                 [0.2500, 0.7500],
                 [0.0000, 1.0000]])
     """
-    centres = (torch.arange(pixels, dtype=dtype, device=device) + 0.5) * (cells / pixels) - 0.5
-    distance = centres.clamp(0, cells - 1)[:, None] - torch.arange(cells, dtype=dtype, device=device)
+    return _weights(cells, pixels, slice(0, pixels), slice(0, cells), dtype, device)
+
+
+def _weights(
+    cells: int, pixels: int, some_pixels: slice, some_cells: slice, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """A part of the interpolation matrix."""
+    centres = torch.arange(some_pixels.start, some_pixels.stop, dtype=dtype, device=device) + 0.5
+    places = (centres * (cells / pixels) - 0.5).clamp(0, cells - 1)
+    distance = places[:, None] - torch.arange(some_cells.start, some_cells.stop, dtype=dtype, device=device)
     return (1 - distance.abs()).clamp(min=0)
 
 
 def blocks(cells: int, pixels: int, step: int, like: Tensor) -> list[Block]:
     """The interpolation matrix cut into blocks of `step` pixels, each with the few cells that it reads."""
-    matrix = interpolation_matrix(cells, pixels, like.dtype, like.device)
     scale = cells / pixels
     cut = []
     for start in range(0, pixels, step):
@@ -56,7 +63,8 @@ def blocks(cells: int, pixels: int, step: int, like: Tensor) -> list[Block]:
         # a cell more on either side than needed: its weight is 0, and rounding cannot lose one whose weight is not
         first = max(0, int((start + 0.5) * scale - 0.5) - 1)
         last = min(cells, int((stop - 0.5) * scale - 0.5) + 3)
-        cut.append(Block(slice(start, stop), slice(first, last), matrix[start:stop, first:last]))
+        read, read_by = slice(first, last), slice(start, stop)
+        cut.append(Block(read_by, read, _weights(cells, pixels, read_by, read, like.dtype, like.device)))
     return cut
 
 
@@ -79,7 +87,7 @@ class Bands:
         group = min(batch, max(1, budget // (channels * height * size[1])))
         self.groups = [slice(start, min(start + group, batch)) for start in range(0, batch, group)]
         rows = min(size[0], max(1, budget // (group * channels * size[1])))
-        # planes as high or as wide as the image need no product (and their matrix would not be narrow)
+        # planes as high or as wide as the image need no product
         self.as_high = height == size[0]
         self.row_blocks = blocks(height, size[0], rows, planes)
         self.column_blocks = blocks(width, size[1], _COLUMN_BLOCK, planes) if width != size[1] else []
@@ -103,7 +111,7 @@ class Bands:
                 yield block, (block.weights @ wide[block.cells].flatten(1)).view(-1, *wide.shape[1:])
 
     def collect(self, block: Block, band: Tensor, wide: Tensor) -> None:
-        """The transpose of `over`: adds the gradient of a band (r, G, C, W) to that of the widened planes."""
+        """The transpose of `over`: brings the gradient of a band (r, G, C, W) into that of the widened planes."""
         if self.as_high:
             wide[block.pixels] = band  # which no other band reads
         else:

@@ -26,7 +26,8 @@ def upsampled_cross_entropy(
     logits of full resolution, their softmax and both gradients to memory. Here a band of rows at a time is upsampled;
     softmax minus truth, the gradient of the logits, is made in its place, and goes straight back through the transposed
     interpolation. The gradient is thus known at the end of the forward pass, at the size of `planes`. Planes that have
-    the labels' size already take the same way on the CPU, where it saves passes over memory, and torch's elsewhere.
+    the labels' size already take torch's way, but for those on the CPU that lie by pixels (channels last), which torch
+    would rearrange.
 
     Missing labels give exactly zero gradient; without any valid pixel the loss is 0. Computed in float32 under
     autocast, without device synchronisation, and, unlike torch's backward of bilinear interpolation on CUDA,
@@ -57,8 +58,8 @@ def upsampled_cross_entropy(
             f"upsampled_cross_entropy: planes of size {tuple(planes.shape)} want labels of size "
             f"({planes.shape[0]}, H, W); got {tuple(target.shape)}."
         )
-    if planes.shape[2:] == target.shape[1:] and planes.device.type != "cpu":
-        # nothing is upsampled; on the CPU bands still save passes over memory
+    if planes.shape[2:] == target.shape[1:] and (planes.device.type != "cpu" or planes.is_contiguous()):
+        # there is nothing to save
         return cross_entropy(planes, target, class_weights, label_smoothing, pixel_weights)
     known, alarm = known_labels(target, planes.shape[1])
     planes = full_precision(planes)

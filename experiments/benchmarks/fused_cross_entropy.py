@@ -28,6 +28,7 @@ CASES = {  # batch, classes, stride, height, width
     "NYU, 40 classes, stride 4": (4, 40, 4, 480, 640),
     "ADE, 150 classes, stride 8": (2, 150, 8, 512, 512),
     "CamVid, stride 1": (2, 11, 1, 360, 480),
+    "CamVid, stride 1, channels last": (2, 11, 1, 360, 480),
     "odd, stride 16": (4, 21, 16, 481, 353),
 }
 
@@ -36,6 +37,8 @@ def inputs(case: str, device: str) -> tuple[Tensor, Tensor]:
     batch, classes, stride, height, width = CASES[case]
     torch.manual_seed(0)
     planes = torch.randn(batch, classes, -(-height // stride), -(-width // stride), device=device) * 3
+    if case.endswith("channels last"):
+        planes = planes.contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, classes, (batch, height, width), dtype=torch.uint8, device=device)
     labels[:, :20] = 255
     return planes, labels
